@@ -1,0 +1,1 @@
+"""Everything learned from images: datasets, training, enrolment, thresholds, evaluation."""

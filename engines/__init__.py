@@ -1,0 +1,1 @@
+"""Run side: artefacts in, answers out. Imports nothing of ours and never torch."""

@@ -1,0 +1,1 @@
+"""Build side: the reference model in PyTorch and its conversion into artefacts."""

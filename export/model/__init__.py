@@ -1,0 +1,1 @@
+"""The reference model: Enhanced VV-CLIP, TDDF, MSSPMM, adapter (MODEL.md)."""

@@ -1,0 +1,1 @@
+"""The daemon: frames in, verdicts out, and the people and machines around it."""
