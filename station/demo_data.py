@@ -70,8 +70,12 @@ def folder(path: Path) -> DemoSet:
     SourceError names what is missing.
     """
     if not path.is_dir():
-        raise SourceError(f"{path} is not a folder: give one with index.jsonl, or with good/ and bad/")
-    noun = {"mt": "magnetic tile", "bsdata": "ball screw", "cfd": "asphalt road"}.get(path.name, "part")
+        raise SourceError(
+            f"{path} is not a folder: give one with index.jsonl, or with good/ and bad/"
+        )
+    noun = {"mt": "magnetic tile", "bsdata": "ball screw", "cfd": "asphalt road"}.get(
+        path.name, "part"
+    )
     index = path / "index.jsonl"
     if index.is_file():
         rows = [json.loads(line) for line in index.read_text().splitlines() if line]
@@ -111,7 +115,9 @@ def _draw(
         keep = min(GOOD_PARTS, max(1, len(good) * 2 // 3))
         shown, good = good[:keep], good[keep:]
     if not shown or not bad:
-        raise SourceError(f"{title}: the demo needs good and defective parts, found {len(good)} and {len(bad)}")
+        raise SourceError(
+            f"{title}: the demo needs good and defective parts, found {len(good)} and {len(bad)}"
+        )
     batch = good[:BATCH_GOOD] + bad[:BATCH_BAD]
     rng.shuffle(batch)
     return DemoSet(title, noun, phrases, tuple(shown[:GOOD_PARTS]), tuple(batch))

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 CELL = 236
 TEXT = 74
 INK = (32, 32, 32)
-VERDICT_COLOURS = {"OK": (60, 140, 40), "NG": (40, 40, 200), "UNDECIDED": (20, 130, 220), "ERROR": (140, 40, 140)}
+VERDICT_COLOURS = {
+    "OK": (60, 140, 40),
+    "NG": (40, 40, 200),
+    "UNDECIDED": (20, 130, 220),
+    "ERROR": (140, 40, 140),
+}
 
 
 @dataclass(frozen=True)
