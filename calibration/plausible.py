@@ -32,7 +32,7 @@ def measure(region_bgr: NDArray[np.uint8]) -> Look:
 
 
 class Plausibility(BaseModel):
-    """Ranges (low, high) outside which a frame shows no such part: dark, blown out, out of focus."""
+    """Ranges (low, high) outside which no such part is shown: dark, blown out, out of focus."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -183,7 +183,7 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
             f"make it with `station enroll --recipe {name} --normals FOLDER`"
         )
     recipe = read_toml(path / "recipe.toml")
-    calibration = _read_calibration(path / "calibration.json")
+    calibration = read_calibration(path / "calibration.json")
     memory, anchors = _read_memory(path / "memory.safetensors", calibration.memory_sha256)
     return LoadedRecipe(
         recipe=recipe.model_copy(update={"learning": calibration.learning}),
@@ -226,7 +226,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path) -> Calibration:
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

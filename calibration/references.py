@@ -1,0 +1,84 @@
+"""The enrolled images under references/: written once, lossless, verified by pixel hash."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.recipe import Recipe, Reference, cut
+from engines.errors import RecipeError
+
+Frames = Iterable[tuple[str, NDArray[np.uint8]]]
+# (stage, done, total); total is 0 while unknown.
+Progress = Callable[[str, int, int], None]
+
+
+def collect(
+    frames: Frames,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress | None = None,
+    known: Iterable[Reference] = (),
+) -> tuple[list[Reference], list[str]]:
+    """Write the region of each distinct BGR frame to folder/references; (kept, duplicates)."""
+    where = folder / "references"
+    where.mkdir(parents=True, exist_ok=True)
+    seen = {reference.sha256 for reference in known}
+    offset = len(seen)
+    kept: list[Reference] = []
+    duplicates: list[str] = []
+    for index, (name, frame) in enumerate(frames):
+        region = np.ascontiguousarray(cut(frame, recipe.region))
+        digest = pixels_sha(region)
+        if digest in seen:
+            duplicates.append(name)
+            continue
+        seen.add(digest)
+        file = f"{offset + len(kept):04d}.png"
+        if not cv2.imwrite(str(where / file), region, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+            raise RecipeError(f"{where / file} cannot be written: is the disk full or read-only?")
+        kept.append(Reference(file=file, name=name, sha256=digest))
+        tell(progress, "reading good parts", index + 1, 0)
+    return kept, duplicates
+
+
+def read(folder: Path, reference: Reference) -> NDArray[np.uint8]:
+    """The region (H,W,3) u8 BGR of one reference; RecipeError when it is gone or damaged."""
+    path = folder / "references" / reference.file
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise RecipeError(f"{path} is missing or damaged: enrol the recipe again")
+    return np.asarray(image, np.uint8)
+
+
+def verify(folder: Path, references: Iterable[Reference]) -> None:
+    """RecipeError names the first reference whose pixels are not those enrolled."""
+    for reference in references:
+        if pixels_sha(read(folder, reference)) != reference.sha256:
+            path = folder / "references" / reference.file
+            raise RecipeError(f"{path} is not the image that was enrolled: enrol the recipe again")
+
+
+def put_in_place(staging: Path, final: Path) -> None:
+    """Rename the finished folder into place; the older recipe stays as `.<name>.previous`."""
+    previous = final.parent / f".{final.name}.previous"
+    shutil.rmtree(previous, ignore_errors=True)
+    if final.exists():
+        final.rename(previous)
+    staging.rename(final)
+
+
+def pixels_sha(image: NDArray[np.uint8]) -> str:
+    """Hex sha256 of shape and pixels: frames equal in content are one part."""
+    head = f"{image.shape}{image.dtype}".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    """Call `progress` if there is one."""
+    if progress is not None:
+        progress(stage, done, total)
