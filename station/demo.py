@@ -116,7 +116,8 @@ def _free_ports(count: int) -> list[int]:
 
 def _station(*arguments: str, environment: dict[str, str]) -> None:
     console.print(f"[dim]$ station {' '.join(arguments)}[/dim]")
-    done = subprocess.run([sys.executable, "-m", "station.cli", *arguments], env=environment)
+    command = [sys.executable, "-m", "station.cli", *arguments]
+    done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # the command has said its sentence
 
@@ -193,7 +194,7 @@ def _say(text: str) -> None:
 def _what_next(out: Path, sheet: Path) -> None:
     console.print(f"\n[bold]Look at the contact sheet: {sheet}[/bold]")
     console.print(
-        f"Scores of the good parts and the threshold: {out / 'recipes' / RECIPE / 'histogram.png'}\n"
+        f"Scores of the good parts, threshold: {out / 'recipes' / RECIPE / 'histogram.png'}\n"
         "Next: station enroll --recipe NAME --camera 0 --count 40   (your own part)\n"
         "      station run --camera 0 --recipe NAME\n"
         "      station ui                                           (the operator's page)\n"

@@ -44,7 +44,7 @@ def overlay(
 
 
 def contact_sheet(cards: Sequence[Card], path: Path, heading: str, columns: int = 3) -> None:
-    """Write a PNG with `cards`, `columns` a row; each card shows picture and heat map side by side."""
+    """Write a PNG with `cards`, `columns` a row; each card is picture and heat map."""
     rows = max(1, -(-len(cards) // columns))
     width, height = 2 * CELL + 16, CELL + TEXT + 12
     sheet = np.full((rows * height + 52, columns * width + 16, 3), 255, np.uint8)
