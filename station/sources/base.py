@@ -18,7 +18,8 @@ class Frame:
     bytes (JPEG, PNG) where the source has them: this is what a recording keeps. t_capture_ns:
     monotonic, stamped after the grab. wall_us: label only. index: counts up per source, gaps are
     frames lost before us. fault: None, or one sentence why there is no usable picture.
-    digest: 64-bit hash of the payload (a repeated frame is recognised by it).
+    digest: 64-bit hash of the payload (a repeated frame is recognised by it). repeat: it carries
+    the very payload of the one before, which a live camera never does (OpenCV #5221, #14044).
     """
 
     image: NDArray[np.uint8] | None
@@ -29,7 +30,7 @@ class Frame:
     index: int
     fault: str | None = None
     digest: int = 0
-    camera: str = ""
+    repeat: bool = False
     tags: dict[str, str] = field(default_factory=dict)  # a recording's trigger id and the like
 
 

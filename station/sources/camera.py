@@ -1,0 +1,292 @@
+"""A live camera or stream: a killable child process, watched, restarted and never given up.
+
+The driver runs in `station.sources.worker`; here a pump thread takes its frames out of the ring,
+notices repeats, stalls and damage, kills a hanging child and starts a new one. Decoding is left to
+whoever uses the frame, so a triggered station decodes one picture per part.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from engines.errors import SourceError
+from station.settings import SourceSettings
+from station.sources.base import Frame
+from station.sources.ring import Ring, Slot
+from station.supervise import Backoff
+
+_OPEN_S = 10.0  # V4L2 and RTSP may take seconds to open; more means it is not there
+_MIN_STALL_NS = 250_000_000  # LINE.md: stall = max(3 frame periods, 250 ms)
+_KEEP = 4  # frames that wait for a reader; older ones are dropped and counted
+log = structlog.get_logger("camera")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What READY and the metrics need to know of a live source."""
+
+    ok: bool
+    fault: str | None
+    fps: float
+    frames: int
+    dropped: int
+    repeats: int
+    damaged: int
+    restarts: int
+
+
+class CameraSource:
+    """See `Source`; `live` and endless. `on_event(kind, text)` is called from the pump thread."""
+
+    live = True
+    ends = False
+
+    def __init__(self, spec: str, settings: SourceSettings) -> None:
+        self.spec = spec
+        self.settings = settings
+        self.on_event: Callable[[str, str], None] = lambda _kind, _text: None
+        self.tick_ns = time.monotonic_ns()
+        self._frames: deque[Frame] = deque(maxlen=_KEEP)
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._backoff = Backoff(first_s=0.5, most_s=8.0)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._counts = {"frames": 0, "dropped": 0, "repeats": 0, "damaged": 0, "restarts": 0}
+        self._fault: str | None = "camera not opened"
+        self._mismatch: str | None = None
+        self._last_ns = 0
+        self._last_digest = 0
+        self._period_ns = int(1e9 / settings.fps) if settings.fps else 0
+        self._base = 0
+        self._next_try_ns = 0
+
+    # -- Source ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the child and wait until the driver has opened. SourceError when it cannot."""
+        self._ring = Ring.create(self.settings.ring_slots, self.settings.ring_bytes)
+        self._spawn()
+        end = time.monotonic() + _OPEN_S
+        while time.monotonic() < end:
+            for message in self._messages(0.05):
+                if message.get("event") == "opened":
+                    self._opened(message)
+                    self._pump = threading.Thread(target=self._run, name="camera", daemon=True)
+                    self._pump.start()
+                    return
+                if message.get("event") == "lost":
+                    self.close()
+                    raise SourceError(f"source {self.spec}: {message.get('text')}")
+        self.close()
+        raise SourceError(f"source {self.spec}: did not open within {_OPEN_S:.0f} s")
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """The oldest frame not yet read (at most four wait), None when none came in time."""
+        with self._changed:
+            if not self._frames:
+                self._changed.wait(timeout_s)
+            return self._frames.popleft() if self._frames else None
+
+    def close(self) -> None:
+        """Kill the child, stop the pump."""
+        self._stop.set()
+        self._kill()
+        pump = getattr(self, "_pump", None)
+        if pump and pump is not threading.current_thread():
+            pump.join(1.0)
+        ring = getattr(self, "_ring", None)
+        if ring is not None and not (pump and pump.is_alive()):
+            ring.close()
+            del self._ring
+
+    def health(self) -> Health:
+        """The state of this moment; cheap, from any thread."""
+        fault = self._fault or self._mismatch or self._stalled(time.monotonic_ns())
+        fps = 1e9 / self._period_ns if self._period_ns else 0.0
+        return Health(fault is None, fault, fps, **self._counts)
+
+    # -- pump --------------------------------------------------------------------------------
+
+    def stall_ns(self) -> int:
+        """How long without a frame is a stall."""
+        if self.settings.stall_ms:
+            return self.settings.stall_ms * 1_000_000
+        return max(3 * self._period_ns, _MIN_STALL_NS)
+
+    def _stalled(self, now_ns: int) -> str | None:
+        silent = now_ns - self._last_ns
+        if silent > self.stall_ns():
+            return f"camera {self.spec}: no frame for {silent / 1e9:.1f} s"
+        return None
+
+    def _run(self) -> None:
+        told = False
+        while not self._stop.is_set():
+            for message in self._messages(0.02):
+                self._on_message(message)
+            now = self.tick_ns = time.monotonic_ns()
+            stall = self._stalled(now)
+            if stall and not told:
+                self.on_event("camera_stalled", stall)
+            told = stall is not None
+            if self._child is None:
+                if now >= self._next_try_ns:
+                    self._restart()
+            elif self._child.poll() is not None:
+                self._lost("the camera process ended")
+            elif stall and now - max(self._last_ns, self._started_ns) > self._patience_ns():
+                self._lost(stall)
+
+    def _patience_ns(self) -> int:
+        """A hanging child is replaced after `restart_s`; one that is still opening gets longer."""
+        if self._last_ns < self._started_ns:
+            return int(_OPEN_S * 1e9)
+        return int(max(self.settings.restart_s * 1e9, self.stall_ns()))
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        kind = message.get("event")
+        if "frame" in message:
+            self._take(message)
+        elif kind == "opened":
+            self._opened(message)
+            self.on_event("camera_opened", f"camera {self.spec} is back")
+        elif kind == "lost":
+            self._lost(str(message.get("text")))
+        elif kind == "too_large":
+            self._fault = f"camera {self.spec}: {message.get('text')}"
+
+    def _opened(self, message: dict[str, Any]) -> None:
+        wrong = message.get("mismatch") or []
+        self._mismatch = f"camera {self.spec}: {'; '.join(wrong)}" if wrong else None
+        self._fault = None
+        self._last_ns = 0 if not self._counts["frames"] else self._last_ns
+        fps = float(message.get("fps") or 0)
+        if fps and not self._period_ns:
+            self._period_ns = int(1e9 / fps)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """One frame out of the ring; a slot that was overwritten meanwhile is a dropped frame."""
+        slot = self._ring.read(int(message["frame"]), check=True)
+        if slot is None or slot.index != message["index"]:
+            self._counts["dropped"] += 1
+            return
+        self._fault = None
+        self._backoff.reset()
+        if self._last_ns:
+            self._learn_period(slot.t_capture_ns - self._last_ns)
+        self._last_ns = slot.t_capture_ns
+        frame = self._frame(slot, message.get("fault"))
+        with self._changed:
+            self._counts["dropped"] += len(self._frames) == _KEEP
+            self._frames.append(frame)
+            self._changed.notify_all()
+
+    def _frame(self, slot: Slot, damage: str | None) -> Frame:
+        digest = slot.crc | (len(slot.payload) & 0xFFFFFFFF) << 32
+        repeat = digest == self._last_digest
+        self._last_digest = digest
+        self._counts["frames"] += 1
+        self._counts["repeats"] += repeat
+        self._counts["damaged"] += damage is not None
+        name = f"{self.spec.rsplit('/', 1)[-1] or 'camera'}#{self._base + slot.index}"
+        return Frame(
+            image=slot.image() if slot.kind == "bgr" and not damage else None,
+            raw=slot.payload if slot.kind == "encoded" else None,
+            name=name,
+            t_capture_ns=slot.t_capture_ns,
+            wall_us=slot.wall_us,
+            index=self._base + slot.index,
+            fault=damage and f"{name}: {damage}",
+            digest=digest,
+            repeat=repeat,
+        )
+
+    def _learn_period(self, gap_ns: int) -> None:
+        """A slow mean of frame gaps; a stall must not stretch what counts as a stall."""
+        if gap_ns <= 0 or (self._period_ns and gap_ns > 4 * self._period_ns):
+            return
+        old = self._period_ns or gap_ns
+        self._period_ns = int(old + (gap_ns - old) * 0.1)
+
+    # -- child -------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        config = {
+            "spec": self.spec,
+            "slots": self._ring.slots,
+            "slot_bytes": self._ring.slot_bytes,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        argv = [sys.executable, "-m", "station.sources.worker"]
+        argv += [str(theirs.fileno()), str(self._ring.fd), json.dumps(config)]
+        self._child = subprocess.Popen(
+            argv,
+            pass_fds=(theirs.fileno(), self._ring.fd),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C at the terminal is the station's to handle
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._socket = ours
+        self._started_ns = time.monotonic_ns()
+
+    def _restart(self) -> None:
+        self._counts["restarts"] += 1
+        self._base += 1 << 32  # indices of a new child never meet those of the old one
+        log.info("camera_restart", camera=self.spec, restarts=self._counts["restarts"])
+        self._spawn()
+
+    def _lost(self, why: str) -> None:
+        if self._child is None:
+            return
+        self._fault = f"camera {self.spec}: {why}"
+        self._kill()
+        wait = self._backoff.next_s()
+        self._next_try_ns = time.monotonic_ns() + int(wait * 1e9)
+        self.on_event("camera_lost", f"{self._fault}; trying again in {wait:g} s")
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait(1.0)
+            self._socket.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id (fault tests kill it)."""
+        child = self._child
+        return child.pid if child else None
+
+    def _messages(self, wait_s: float) -> list[dict[str, Any]]:
+        """Datagrams that are there, waiting at most `wait_s` for the first."""
+        import select
+
+        if self._child is None:
+            self._stop.wait(wait_s)
+            return []
+        try:
+            ready, _, _ = select.select([self._socket], [], [], wait_s)
+        except (OSError, ValueError):
+            return []
+        found: list[dict[str, Any]] = []
+        while ready and len(found) < 64:
+            try:
+                data = self._socket.recv(65536)
+            except OSError:
+                break
+            if not data:
+                break
+            found.append(json.loads(data))
+        return found

@@ -1,0 +1,141 @@
+"""A folder of pictures, or a list of them: every file is one part, in sorted order.
+
+Files are read as bytes and decoded later, off the verdict path; a file that is no picture is a
+frame with a fault, so that its part becomes ERROR/camera and the run goes on.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engines.errors import SourceError
+from station.settings import SourceSettings
+from station.sources.base import EndOfSource, Frame
+from station.sources.decode import digest
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_SETTLE_S = 0.2  # a watched file whose size still changes is being written
+
+
+def pictures(path: Path) -> list[Path]:
+    """Picture files of a folder (recursively), or those that a list file names; sorted.
+
+    A .txt list holds one path a line, a .jsonl list one object with "image" a line, both relative
+    to the list; lists keep their own order.
+    """
+    if path.is_dir():
+        return sorted(
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()
+        )
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [json.loads(s)["image"] for s in lines] if path.suffix == ".jsonl" else lines
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"source {path}: not a readable list of pictures ({error})") from None
+    return [path.parent / name.strip() for name in names]
+
+
+class FolderSource:
+    """Ends after the last file, unless `watch` (wait for more) or `loop` (begin again)."""
+
+    live = False
+
+    def __init__(self, path: Path, settings: SourceSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.ends = not (settings.watch or settings.loop)
+        self._pace_ns = int(1e9 / settings.fps) if settings.fps else 0
+        self._next_ns = 0
+        self._index = 0
+        self._seen: set[Path] = set()
+        self._files: Iterator[Path] = iter(())
+
+    def open(self) -> None:
+        """List the folder. Raises SourceError when it is missing or has no pictures."""
+        if not self.path.exists():
+            raise SourceError(f"source {self.path}: no such folder; check the path")
+        files = pictures(self.path)
+        if not files and not self.settings.watch:
+            raise SourceError(
+                f"source {self.path}: no pictures in it ({', '.join(sorted(PICTURES))})"
+            )
+        self._begin(files)
+
+    def _begin(self, files: list[Path]) -> None:
+        self._seen.update(files)
+        self._files = iter(files)
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """The next file's bytes; None after `timeout_s` without one (watch), EndOfSource."""
+        if not self._wait_pace(timeout_s):
+            return None
+        path = next(self._files, None)
+        if path is None:
+            path = self._more(timeout_s)
+            if path is None:
+                return None
+        return self._frame(path)
+
+    def _wait_pace(self, timeout_s: float) -> bool:
+        """Whether it is time for the next frame at `fps` (0: always)."""
+        if not self._pace_ns:
+            return True
+        now = time.monotonic_ns()
+        self._next_ns = self._next_ns or now
+        wait = self._next_ns - now
+        if wait > timeout_s * 1e9:
+            time.sleep(timeout_s)
+            return False
+        if wait > 0:
+            time.sleep(wait / 1e9)
+        self._next_ns = max(self._next_ns + self._pace_ns, now)
+        return True
+
+    def _more(self, timeout_s: float) -> Path | None:
+        if self.settings.watch:
+            new = [p for p in pictures(self.path) if p not in self._seen]
+            if not new:
+                time.sleep(min(timeout_s, 0.1))
+                return None
+            _settle(new)
+            self._begin(new)
+        elif self.settings.loop:
+            self._begin(pictures(self.path))
+        else:
+            raise EndOfSource
+        return next(self._files, None)
+
+    def _frame(self, path: Path) -> Frame:
+        fault, raw = None, b""
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            fault = f"{path.name}: cannot be read ({error.strerror})"
+        self._index += 1
+        return Frame(
+            image=None,
+            raw=raw,
+            name=path.name,
+            t_capture_ns=time.monotonic_ns(),
+            wall_us=time.time_ns() // 1000,
+            index=self._index,
+            fault=fault,
+            digest=digest(raw),
+        )
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _settle(files: list[Path]) -> None:
+    """Wait until the newest files stop growing (a copy in progress is not a broken picture)."""
+    sizes = [p.stat().st_size if p.exists() else 0 for p in files]
+    while True:
+        time.sleep(_SETTLE_S)
+        now = [p.stat().st_size if p.exists() else 0 for p in files]
+        if now == sizes:
+            return
+        sizes = now

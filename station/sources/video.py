@@ -1,0 +1,73 @@
+"""A video file, every frame one part. Frame times come from the file, so replay is paced by it."""
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from engines.errors import SourceError
+from station.settings import SourceSettings
+from station.sources.base import EndOfSource, Frame
+from station.sources.decode import digest
+
+
+class VideoSource:
+    """Ends with the file unless `loop`. Decoding is OpenCV's FFMPEG."""
+
+    live = False
+
+    def __init__(self, path: Path, settings: SourceSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.ends = not settings.loop
+        self._capture: cv2.VideoCapture | None = None
+        self._index = 0
+        self._next_ns = 0
+
+    def open(self) -> None:
+        """Raises SourceError where the file is no video or has no frame."""
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        if not capture.isOpened():
+            raise SourceError(f"source {self.path}: not a video this build of OpenCV can read")
+        self._capture = capture
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """The next frame; EndOfSource at the end of the file."""
+        if self._capture is None:
+            raise EndOfSource
+        self._pace()
+        ok, image = self._capture.read()
+        if not ok and self.settings.loop and self._index:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            ok, image = self._capture.read()
+        if not ok:
+            if not self._index:
+                raise SourceError(f"source {self.path}: the video has no readable frame")
+            raise EndOfSource
+        self._index += 1
+        pixels = np.ascontiguousarray(image, np.uint8)
+        return Frame(
+            image=pixels,
+            raw=None,
+            name=f"{self.path.stem}#{self._index}",
+            t_capture_ns=time.monotonic_ns(),
+            wall_us=time.time_ns() // 1000,
+            index=self._index,
+            digest=digest(pixels),
+        )
+
+    def _pace(self) -> None:
+        """At `fps` where one is set; 0 = as fast as frames are judged."""
+        if not self.settings.fps:
+            return
+        now = time.monotonic_ns()
+        if self._next_ns > now:
+            time.sleep((self._next_ns - now) / 1e9)
+        self._next_ns = max(self._next_ns, now) + int(1e9 / self.settings.fps)
+
+    def close(self) -> None:
+        """Release the decoder."""
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
