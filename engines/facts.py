@@ -5,7 +5,7 @@ sentence and the consistency check holds a model's words against it. No model, n
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +23,8 @@ COLOURS = (
     "black", "dark grey", "grey", "light grey", "white", "red", "orange", "brown",
     "yellow", "green", "cyan", "blue", "purple", "pink",
 )  # fmt: skip
-CONFIDENCES = ("low", "medium", "high")
+Confidence = Literal["low", "medium", "high"]
+CONFIDENCES: tuple[Confidence, ...] = ("low", "medium", "high")
 
 # A component below this share of the map is one interpolated pixel or two, not a finding.
 MIN_SHARE = 1e-4
@@ -74,7 +75,7 @@ class Facts:
     size: float
     size_text: str
     colour: str
-    confidence: str
+    confidence: Confidence
 
 
 def half_peak_level(map_: NDArray[np.float32], floor: float = 0.0) -> float:
@@ -89,16 +90,17 @@ def half_peak_level(map_: NDArray[np.float32], floor: float = 0.0) -> float:
 
 def _components(
     map_: NDArray[np.float32], level: float
-) -> tuple[NDArray[np.int32], NDArray[np.int32], list[int], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[Any], list[int], NDArray[np.float64]]:
     """Labels (h,w), statistics, labels kept (strongest first) and the peak of every label."""
     hot = map_ > level  # NaN compares False: a broken pixel is never a region
-    total, labels, stats, _ = cv2.connectedComponentsWithStats(hot.astype(np.uint8), connectivity=8)
+    found = cv2.connectedComponentsWithStats(hot.astype(np.uint8), connectivity=8)
+    total, labels, stats = found[0], np.asarray(found[1], np.intp), np.asarray(found[2])
     peaks = np.full(total, -np.inf)
     np.maximum.at(peaks, labels[hot], map_[hot].astype(np.float64))
-    found = sorted(range(1, total), key=lambda i: (-peaks[i], -stats[i, cv2.CC_STAT_AREA], i))
+    order = sorted(range(1, total), key=lambda i: (-peaks[i], -stats[i, cv2.CC_STAT_AREA], i))
     least = MIN_SHARE * map_.size
-    kept = [i for i in found if stats[i, cv2.CC_STAT_AREA] >= least]
-    return labels, stats, kept or found[:1], peaks
+    kept = [i for i in order if stats[i, cv2.CC_STAT_AREA] >= least]
+    return labels, stats, kept or order[:1], peaks
 
 
 def regions(
@@ -162,7 +164,7 @@ def part_facts(
     `mm_per_px` the scale of the original frame or None. A part without a region above the level
     gives count 0, location of the map's peak and size 0.
     """
-    labels, stats, kept, _ = _components(map_, level)
+    labels, _, kept, _ = _components(map_, level)
     sure = confidence_word(score, threshold)
     if not kept:
         peak = np.unravel_index(int(np.nan_to_num(map_).argmax()), map_.shape)
@@ -258,8 +260,8 @@ def name_colour(bgr: NDArray[np.floating]) -> str:
     if value < 40:
         return "black"
     if saturation < 45:
-        names = ("dark grey", "grey", "light grey", "white")
-        return names[int(np.digitize(value, (95, 165, 220)))]
+        greys = ("dark grey", "grey", "light grey", "white")
+        return greys[int(np.digitize(value, (95, 165, 220)))]
     hue *= 2  # OpenCV halves the hue circle to fit a byte
     if (hue < 45 or hue >= 345) and hue >= 12 and value < 160:
         return "brown"
@@ -268,7 +270,7 @@ def name_colour(bgr: NDArray[np.floating]) -> str:
     return names[int(np.digitize(hue, bounds))]
 
 
-def confidence_word(score: float, threshold: float) -> str:
+def confidence_word(score: float, threshold: float) -> Confidence:
     """How far the score stands from its threshold, relative to it: low < 10 %, medium < 30 %."""
     if not (np.isfinite(score) and np.isfinite(threshold)) or threshold <= 0:
         return "low"
