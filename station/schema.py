@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PROTO = "isp/1"
+PROTO: Literal["isp/1"] = "isp/1"
 MAX_BODY = 16 * 1024
 MAX_REGIONS = 64
 
