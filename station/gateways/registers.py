@@ -153,13 +153,13 @@ class PlcWords:
 
 
 def scaled(value: float | None) -> int:
-    """A score x 1000 as u16: below 0 is 0, above 65.534 is 65534, none or not finite is 65535."""
+    """A score x 1000 as u16: below 0 is 0, above 65.534 is 65534, none or NaN is 65535."""
     if value is None or math.isnan(value):
         return NO_NUMBER
     thousandths = value * 1000
     if not thousandths < MAX_SCALED:  # +inf as well
         return MAX_SCALED
-    return max(0, round(thousandths))
+    return round(max(0.0, thousandths))
 
 
 def saturated(value: int) -> int:
