@@ -1,0 +1,166 @@
+"""The describer process: bounded, killable, named drops, never in anybody's way."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engines.describer import DescriberSettings, DescribeRequest
+from engines.facts import Area
+from station.describe import DescribeService
+
+
+def request(i, verdict="NG"):
+    heat = np.zeros((240, 240), np.float32)
+    y, x = 20 + 80 * (i % 3), 20 + 80 * (i // 3 % 3)
+    heat[y : y + 30, x : x + 30] = 0.9
+    return DescribeRequest(
+        part_id=f"part-{i}",
+        trigger_id=f"{i:016x}",
+        noun="metal plate",
+        verdict=verdict,
+        score=0.9,
+        threshold=0.5,
+        map=heat,
+        area=Area(0, 0, 240, 240),
+    )
+
+
+class Heard:
+    def __init__(self):
+        self.said, self.events, self.changed = [], [], threading.Condition()
+
+    def description(self, description):
+        with self.changed:
+            self.said.append((time.monotonic(), description))
+            self.changed.notify_all()
+
+    def event(self, name, text, part_id):
+        with self.changed:
+            self.events.append((name, text, part_id))
+            self.changed.notify_all()
+
+    def until(self, condition, timeout=30.0):
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout), (self.said, self.events)
+
+    def names(self):
+        return [name for name, _, _ in self.events]
+
+
+@pytest.fixture
+def run():
+    services = []
+
+    def start(**settings):
+        heard = Heard()
+        settings = {"backend": "template", **settings}
+        service = DescribeService(DescriberSettings(**settings), heard.description, heard.event)
+        services.append(service)
+        service.start()
+        return service, heard
+
+    yield start
+    for service in services:
+        service.stop()
+
+
+def test_a_submitted_part_comes_back_as_words_with_its_own_id(run):
+    service, heard = run()
+    assert service.submit(request(2))
+    heard.until(lambda: heard.said)
+    description = heard.said[0][1]
+    assert (description.part_id, description.trigger_id) == ("part-2", f"{2:016x}")
+    assert description.location == "bottom left"
+    assert description.source == "template"
+    assert description.contradiction is None
+
+
+def test_submit_returns_at_once_while_the_child_is_still_starting(run):
+    service, _ = run()
+    start = time.monotonic()
+    service.submit(request(0))
+    assert time.monotonic() - start < 0.05
+
+
+def test_a_full_queue_drops_the_newest_and_names_every_one(run):
+    service, heard = run(queue=4)
+    taken = [service.submit(request(i)) for i in range(30)]
+    assert taken[:4] == [True] * 4
+    dropped = [f"part-{i}" for i, ok in enumerate(taken) if not ok]
+    heard.until(lambda: len(heard.said) == sum(taken))
+    told = lambda: [  # noqa: E731
+        p
+        for name, text, _ in heard.events
+        if name == "description_dropped"
+        for p in text.split(": ", 1)[1].split(", ")
+    ]
+    heard.until(lambda: sorted(told()) == sorted(dropped))
+    assert service.stats().dropped == len(dropped)
+
+
+def test_after_kill_9_the_next_description_comes_within_ten_seconds(run):
+    service, heard = run()
+    service.submit(request(0))
+    heard.until(lambda: heard.said)
+    os.kill(service.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    service.submit(request(1))
+    heard.until(lambda: len(heard.said) == 2)
+    assert heard.said[1][0] - killed < 10
+    assert "describer_restart" in heard.names()
+    assert service.stats().restarts == 1
+
+
+def test_a_stopped_child_is_noticed_killed_and_its_part_asked_again(run, monkeypatch):
+    monkeypatch.setattr("station.describe.GRACE_S", 0.5)
+    monkeypatch.setattr("station.describe_child.SEND_TIMEOUT_S", 0.5)
+    service, heard = run(deadline_s=0.5)
+    heard.until(lambda: "describer_ready" in heard.names())
+    os.kill(service.pid, signal.SIGSTOP)
+    service.submit(request(5))
+    heard.until(lambda: heard.said)
+    assert heard.said[0][1].part_id == "part-5"
+    assert service.stats().restarts >= 1
+
+
+def test_recycling_after_k_parts_is_not_a_crash(run):
+    service, heard = run(recycle_after=2, batch=1)
+    first = None
+    for i in range(5):
+        service.submit(request(i))
+        heard.until(lambda: len(heard.said) == i + 1)  # noqa: B023
+        first = first or service.pid
+    assert service.stats().restarts == 0
+    assert heard.names().count("describer_ready") >= 2
+
+
+def test_the_child_dies_with_its_service(run):
+    service, heard = run()
+    heard.until(lambda: "describer_ready" in heard.names())
+    pid = service.pid
+    service.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_child_runs_at_idle_priority(run):
+    service, heard = run()
+    heard.until(lambda: "describer_ready" in heard.names())
+    lowered = os.sched_getscheduler(service.pid) == os.SCHED_IDLE
+    assert lowered or os.getpriority(os.PRIO_PROCESS, service.pid) == 19
+
+
+def test_a_file_that_is_no_gguf_speaks_as_template_and_says_why(run, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"this is a text file, not a model" * 10)
+    service, heard = run(backend="auto", model=str(path))
+    service.submit(request(1))
+    heard.until(lambda: heard.said and heard.events)
+    assert heard.said[0][1].source == "template"
+    [(name, text, _)] = heard.events
+    assert name == "describer_fallback"
+    assert str(path) in text and "GGUF" in text
