@@ -1,0 +1,192 @@
+"""Labelled image sets for training and evaluation: layouts, splits and shots (MODEL.md, 7)."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import SourceError
+
+SEED = 42
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+# Noun phrases of the sets this project knows; any other set is an "object".
+NOUNS = {
+    "mt": "magnetic tile",
+    "bsdata": "ball screw",
+    "cfd": "asphalt road",
+    "elpv": "solar cell",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image. `mask` None with `normal` False: defective, but where is unknown.
+
+    `polygons` ((x,y) pixel lists) stand in for a mask file where a set ships outlines. `spot` is
+    the part (or place on it) shown: samples of one spot are not independent.
+    """
+
+    image: Path
+    mask: Path | None
+    category: str
+    normal: bool
+    split: str = ""
+    polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
+    text: str | None = None
+
+    @property
+    def located(self) -> bool:
+        """Whether pixels are labelled: good parts always are (all zero)."""
+        return self.normal or self.mask is not None or bool(self.polygons)
+
+    @property
+    def spot(self) -> str:
+        """`bsdata` names hold date, position and angle: the last two say which spot it is."""
+        pieces = self.image.stem.split("_")
+        if len(pieces) >= 4 and pieces[-2] == "crop":
+            return "_".join([pieces[0], *pieces[2:]])
+        return self.image.stem
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples of one set (one product), sorted by path."""
+
+    name: str
+    noun: str
+    samples: tuple[Sample, ...]
+
+    def of(self, split: str, normal: bool | None = None) -> tuple[Sample, ...]:
+        """Samples of a split, optionally only good (True) or only defective (False) ones."""
+        return tuple(
+            s for s in self.samples if s.split == split and (normal is None or s.normal == normal)
+        )
+
+
+def load_dataset(root: Path) -> Dataset:
+    """Read a set in any known layout; `index.jsonl` wins. SourceError when none fits."""
+    from calibration.layouts import scan
+
+    root = Path(root)
+    if not root.is_dir():
+        raise SourceError(f"no folder {root}: give the folder of an image set")
+    index = root / "index.jsonl"
+    samples = _read_index(index) if index.is_file() else split_samples(scan(root))
+    name = root.name.lower()
+    return Dataset(name, NOUNS.get(name, "object"), tuple(samples))
+
+
+def _read_index(index: Path) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            samples.append(
+                Sample(
+                    image=index.parent / row["image"],
+                    mask=index.parent / row["mask"] if row["mask"] else None,
+                    category=row["category"],
+                    normal=row["normal"],
+                    split=row["split"],
+                    text=row.get("text"),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(f"{index}, line {number}: {error!r}: correct that line") from error
+    return sorted(samples, key=lambda s: s.image)
+
+
+def split_samples(samples: Iterable[Sample], seed: int = SEED) -> list[Sample]:
+    """70/15/15 per category: sorted paths, permuted with `seed`.
+
+    A defect category of fewer than 50 images gives at least 10 to test (or all it has).
+    """
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.category].append(sample)
+    done: list[Sample] = []
+    for category in sorted(groups):
+        group = sorted(groups[category], key=lambda s: s.image)
+        test, val = round(0.15 * len(group)), round(0.15 * len(group))
+        if len(group) < 50 and not group[0].normal:
+            test = min(len(group), max(10, test))
+            val = min(val, len(group) - test)
+        order = np.random.default_rng(seed).permutation(len(group))
+        for place, index in enumerate(order):
+            name = "test" if place < test else "val" if place < test + val else "train"
+            done.append(replace(group[index], split=name))
+    return sorted(done, key=lambda s: s.image)
+
+
+def choose_shots(normals: Sequence[Sample], count: int, run: int) -> tuple[Sample, ...]:
+    """`default_rng([42, run]).permutation(n)[:count]` over sorted paths: nested in `count`."""
+    ordered = sorted(normals, key=lambda s: s.image)
+    if count > len(ordered):
+        raise SourceError(f"{count} shots asked for, {len(ordered)} good parts in the train split")
+    order = np.random.default_rng([SEED, run]).permutation(len(ordered))[:count]
+    return tuple(ordered[i] for i in order)
+
+
+def read_image(sample: Sample) -> NDArray[np.uint8]:
+    """BGR u8 (H,W,3); SourceError names a file that is no image."""
+    image = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)
+    if image is None:
+        raise SourceError(f"{sample.image} is not a readable image: remove or replace it")
+    return np.asarray(image, np.uint8)
+
+
+def read_mask(sample: Sample, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Defect pixels, bool (H,W); grey rims count above 127. ValueError if not located."""
+    if not sample.located:
+        raise ValueError(f"{sample.image} is defective but its defect is not located")
+    if sample.mask is not None:
+        grey = cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE)
+        if grey is None:
+            raise SourceError(f"{sample.mask} is not a readable mask: remove or replace it")
+        if grey.shape != shape_hw:
+            grey = cv2.resize(grey, shape_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        return np.asarray(grey > 127)
+    canvas = np.zeros(shape_hw, np.uint8)
+    for polygon in sample.polygons:
+        cv2.fillPoly(canvas, [np.round(polygon).astype(np.int32)], (255,))
+    return canvas > 127
+
+
+def small_mask(mask: NDArray[np.bool_], size: int = 240) -> NDArray[np.bool_]:
+    """Nearest-neighbour mask (size,size) for metrics at the model's size."""
+    return (
+        cv2.resize(mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    )
+
+
+def area_mask(mask: NDArray[np.bool_], size: int = 240) -> NDArray[np.float32]:
+    """Covered fraction per pixel, f32 (size,size): training labels that lose no thin defect."""
+    grown = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(grown, np.float32)
+
+
+@cache
+def elpv_dataset() -> Dataset:
+    """Solar cells of the PyPI package `elpv-dataset` (extra `demo`), labels but no masks.
+
+    Cells of defect probability 0 are good, of 1 defective; the doubtful rest is left out.
+    """
+    import elpv_dataset as package
+
+    root = Path(package.__file__).parent / "data"
+    labels = next(root.rglob("labels.csv"))
+    samples = []
+    for line in labels.read_text(encoding="utf-8").splitlines():
+        name, probability, kind = line.split()
+        if float(probability) in {0.0, 1.0}:
+            good = float(probability) == 0.0
+            samples.append(
+                Sample(labels.parent / name, None, f"{kind}-{'good' if good else 'bad'}", good)
+            )
+    return Dataset("elpv", NOUNS["elpv"], tuple(split_samples(samples)))
