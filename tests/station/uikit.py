@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 480, 360
 
 
 def part_picture(n: int, defect: tuple[int, int] | None = None) -> np.ndarray:
-    """A turned steel disc on a dark belt, BGR uint8 (360,480,3); `defect` = centre of a dark pit."""
+    """A turned steel disc on a dark belt, BGR uint8 (360,480,3); `defect`: centre of a pit."""
     rng = np.random.default_rng([7, n])
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     r = np.hypot(x - WIDTH / 2, y - HEIGHT / 2)

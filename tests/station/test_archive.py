@@ -1,0 +1,173 @@
+"""The archive: what is kept, what goes first, what an export looks like."""
+
+import csv
+import errno
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import uikit
+
+from engines.errors import SourceError, UsageError
+from station.archive import Archive, class_of, entries
+from station.archive_export import export
+from station.archive_pictures import PictureStore
+from station.settings import ArchiveSettings
+
+
+def archive(folder, events=None, values=None, **options):
+    made = Archive(ArchiveSettings(folder=folder), events or uikit.Events(), **options)
+    made._values |= values or {}
+    return made
+
+
+def test_each_verdict_has_its_class():
+    assert class_of(uikit.result(1, "NG"), 0.1) == "ng"
+    assert class_of(uikit.result(1, "UNDECIDED"), 0.1) == "undecided"
+    assert class_of(uikit.result(1, "ERROR"), 0.1) == "error"
+    assert class_of(uikit.result(1, "OK", score=0.46), 0.1) == "borderline"
+    assert class_of(uikit.result(1, "OK", score=0.2), 0.1) == "ok"
+
+
+def test_rejects_borderline_and_one_in_n_are_kept(tmp_path):
+    keeper = archive(tmp_path, values={"every_ok": 5})
+    for seq in range(1, 21):
+        keeper.part(uikit.record(seq, "OK", size=8))
+    keeper.part(uikit.record(21, "NG", size=8))
+    keeper.part(uikit.record(22, "OK", size=8, score=0.49))
+    kept = {kind: len(entries(tmp_path, kind)) for kind in ("ok", "ng", "borderline")}
+    assert kept == {"ok": 4, "ng": 1, "borderline": 1}
+    (entry,) = entries(tmp_path, "ng")
+    assert entry.read(".json") == uikit.record(21, "NG").body
+    pixels = cv2.imdecode(np.fromfile(entry.picture, np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(pixels, uikit.record(21, "NG", size=8).frame.image)
+
+
+def test_a_cameras_own_bytes_are_kept_as_they_came(tmp_path):
+    keeper = archive(tmp_path)
+    record = uikit.record(1, "NG", jpeg=True)
+    keeper.part(record)
+    assert entries(tmp_path, "ng")[0].picture.read_bytes() == record.frame.raw
+
+
+def test_a_full_class_loses_its_oldest_and_no_other_class_does(tmp_path):
+    events = uikit.Events()
+    size = sum(len(d) for d in _one(tmp_path / "probe").values())
+    settings = ArchiveSettings(folder=tmp_path / "a")
+    keeper = Archive(settings, events)
+    keeper._budgets["ng"]._limit = size * 4
+    keeper.part(uikit.record(1, "OK", size=8))
+    for seq in range(2, 12):
+        keeper.part(uikit.record(seq, "NG", size=8))
+        held = sum(p.stat().st_size for p in (tmp_path / "a" / "ng").rglob("*") if p.is_file())
+        assert held <= size * 4
+    assert [e.trigger_id for e in entries(tmp_path / "a", "ng")][-1] == f"{11:016x}"
+    assert len(entries(tmp_path / "a", "ok")) == 1
+    assert events.kinds() == ["archive_budget"]
+
+
+def _one(folder):
+    keeper = archive(folder)
+    keeper.part(uikit.record(99, "NG", size=8))
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_budgets_count_what_an_earlier_run_left(tmp_path):
+    first = archive(tmp_path)
+    for seq in range(1, 4):
+        first.part(uikit.record(seq, "NG", size=8))
+    second = archive(tmp_path)
+    assert second._budgets["ng"].state.used == first._budgets["ng"].state.used > 0
+    assert second.image(f"{2:016x}", "")[0] == "image/png"
+
+
+def test_a_failing_disk_is_told_and_never_raises(tmp_path, monkeypatch):
+    events = uikit.Events()
+    keeper = archive(tmp_path, events)
+
+    def fail(_path, _data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    keeper.part(uikit.record(1, "NG", size=8))
+    keeper.part(uikit.record(2, "NG", size=8))
+    assert events.kinds() == ["archive_failed"]
+
+
+def filled(tmp_path):
+    keeper = archive(tmp_path / "archive", values={"every_ok": 1})
+    for seq in range(1, 11):
+        keeper.part(uikit.record(seq, "NG" if seq % 5 == 0 else "OK", size=4))
+    keeper.part(uikit.record(11, "ERROR", size=4))
+    keeper.message("desc", uikit.description(5))
+    return tmp_path / "archive"
+
+
+def test_export_to_a_folder_with_a_csv(tmp_path):
+    report = export(filled(tmp_path), tmp_path / "out")
+    assert report.parts == 11
+    with (tmp_path / "out" / "parts.csv").open() as stream:
+        rows = {row["part_id"]: row for row in csv.DictReader(stream)}
+    assert rows["part-00005"]["category"] == "pit"
+    assert rows["part-00005"]["description"] == "A dark pit near the rim."
+    assert (tmp_path / "out" / rows["part-00003"]["file"]).is_file()
+
+
+def test_export_as_a_data_set_in_the_layout_of_mvtec(tmp_path):
+    export(filled(tmp_path), tmp_path / "out", "mvtec")
+    out = tmp_path / "out"
+    counts = {str(p.relative_to(out)): len(list(p.glob("*.png"))) for p in out.glob("*/*")}
+    assert counts == {
+        "train/good": 7,
+        "test/good": 1,
+        "test/pit": 1,
+        "test/defect": 1,
+        "proposed_masks/pit": 1,
+        "proposed_masks/defect": 1,
+    }
+    mask = cv2.imread(str(next((out / "proposed_masks/pit").glob("*.png"))), 0)
+    ys, xs = np.nonzero(mask)
+    assert mask.shape == (90, 120)
+    assert abs(xs.mean() - 320 / 4) < 2
+    assert abs(ys.mean() - 170 / 4) < 2
+
+
+def test_export_says_what_is_wrong(tmp_path):
+    with pytest.raises(SourceError, match="no archived parts"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        export(filled(tmp_path), tmp_path / "full")
+
+
+def test_pictures_are_answered_from_memory_then_from_disk(tmp_path):
+    keeper = archive(tmp_path)
+    store = PictureStore(keeper.image)
+    record = uikit.record(7, "NG")
+    keeper.part(record)
+    ref = f"img/{record.result.trigger_id}"
+    assert store.image(ref)[0] == "image/png"  # from disk
+    store.part(record)
+    media, data = store.image(f"{ref}:thumb")
+    assert media == "image/jpeg"
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (240, 320, 3)
+    grey = cv2.imdecode(np.frombuffer(store.image(f"{ref}:map")[1], np.uint8), 0)
+    y, x = np.unravel_index(grey.argmax(), grey.shape)
+    assert abs(x * 480 / grey.shape[1] - 320) < 4
+    assert abs(y * 360 / grey.shape[0] - 170) < 4
+    assert store.image("img/0000000000000099") is None
+    assert json.loads(record.body)["verdict"] == "NG"
+
+
+def test_the_store_keeps_rejects_when_good_parts_flood_it(monkeypatch):
+    monkeypatch.setattr("station.archive_pictures.OK_BYTES", 3 << 20)
+    store = PictureStore()
+    store.part(uikit.record(1, "NG"))
+    for seq in range(2, 20):
+        store.part(uikit.record(seq, "OK"))
+    assert store.image(f"img/{1:016x}") is not None
+    assert store.image(f"img/{2:016x}") is None
+    assert store.image(f"img/{19:016x}") is not None

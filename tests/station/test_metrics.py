@@ -1,0 +1,91 @@
+"""The numbers page: what is counted, and what a load balancer may believe."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+import uikit
+
+from engines.errors import InUseError
+from station.metrics import Metrics
+from station.metrics_http import MetricsServer
+from station.schema import StatusFacts
+from station.settings import MetricsSettings
+
+
+class Station:
+    """A status whose heartbeat moves while it lives."""
+
+    def __init__(self):
+        self.alive, self.ready, self.hb, self.faults = True, True, 0, ()
+
+    def __call__(self):
+        self.hb += self.alive
+        return StatusFacts(
+            ready=self.ready, busy=False, mode="triggered", hb=self.hb, faults=self.faults, fps=9.5
+        )
+
+
+@pytest.fixture
+def served():
+    station = Station()
+    metrics = Metrics(station)
+    for seq, verdict in enumerate(["OK", "OK", "NG", "UNDECIDED", "ERROR"], 1):
+        metrics.part(uikit.record(seq, verdict, size=8))
+    server = MetricsServer(MetricsSettings(port=_free_port()), metrics, station)
+    server.start()
+    yield station, server
+    server.stop()
+
+
+def _free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(server, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_parts_are_counted_by_verdict_and_reason(served):
+    _, server = served
+    code, text = get(server, "/metrics")
+    assert code == 200
+    assert 'station_parts_total{reason="score",verdict="OK"} 2.0' in text
+    assert 'station_parts_total{reason="deadline",verdict="UNDECIDED"} 1.0' in text
+    assert "station_verdict_seconds_count 5.0" in text
+    assert 'station_score_ratio_bucket{le="1.0"} 2.0' in text
+    assert "station_fps 9.5" in text
+
+
+def test_readyz_is_ready_and_healthz_is_the_heartbeat(served):
+    station, server = served
+    assert get(server, "/readyz")[0] == 200
+    assert get(server, "/healthz")[0] == 200
+    station.ready, station.faults = False, ("camera",)
+    assert get(server, "/readyz")[0] == 503
+    assert json.loads(get(server, "/readyz")[1])["faults"] == ["camera"]
+    assert 'station_fault{fault="camera"} 1.0' in get(server, "/metrics")[1]
+    station.alive = False
+    assert get(server, "/healthz")[0] == 503
+
+
+def test_status_is_the_status_and_other_paths_are_404(served):
+    _, server = served
+    assert json.loads(get(server, "/status")[1])["mode"] == "triggered"
+    assert get(server, "/etc/passwd")[0] == 404
+
+
+def test_a_taken_port_is_one_sentence_with_exit_9(served):
+    _, server = served
+    second = MetricsServer(MetricsSettings(port=server.port), Metrics(), Station())
+    with pytest.raises(InUseError, match=f":{server.port}: .*metrics.port"):
+        second.start()
