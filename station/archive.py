@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from station.archive_pictures import MEDIA, Picture
 from station.parts import PartRecord
 from station.record_budget import Budget, Unit, free_bytes
 from station.record_mcap import image_format
@@ -35,6 +34,8 @@ DEFAULTS: dict[str, float] = {
 }
 TELL_S = 60.0
 RETRY_S = 10.0
+MEDIA = {".jpg": "image/jpeg", ".png": "image/png"}
+Picture = tuple[str, bytes]  # media type, bytes
 SUFFIXES = (".json", ".jpg", ".png", ".map.png", ".desc.json")
 
 
@@ -166,11 +167,11 @@ class Archive:
             return None
         if kind == "map":
             data = entry.read(".map.png")
-            return (MEDIA["png"], data) if data is not None else None
-        path = entry.picture
+            return (MEDIA[".png"], data) if data is not None else None
+        path = entry.picture if kind == "" else None
         if path is None:
             return None
-        return MEDIA["jpeg" if path.suffix == ".jpg" else "png"], path.read_bytes()
+        return MEDIA[path.suffix], path.read_bytes()
 
     def close(self) -> None:
         """Nothing is held open."""

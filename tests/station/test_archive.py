@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import json
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,6 @@ import uikit
 from engines.errors import SourceError, UsageError
 from station.archive import Archive, class_of, entries
 from station.archive_export import export
-from station.archive_pictures import PictureStore
 from station.settings import ArchiveSettings
 
 
@@ -143,31 +141,17 @@ def test_export_says_what_is_wrong(tmp_path):
         export(filled(tmp_path), tmp_path / "full")
 
 
-def test_pictures_are_answered_from_memory_then_from_disk(tmp_path):
+def test_the_picture_and_map_of_an_archived_part_can_be_had_again(tmp_path):
     keeper = archive(tmp_path)
-    store = PictureStore(keeper.image)
     record = uikit.record(7, "NG")
     keeper.part(record)
-    ref = f"img/{record.result.trigger_id}"
-    assert store.image(ref)[0] == "image/png"  # from disk
-    store.part(record)
-    media, data = store.image(f"{ref}:thumb")
-    assert media == "image/jpeg"
-    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (240, 320, 3)
-    grey = cv2.imdecode(np.frombuffer(store.image(f"{ref}:map")[1], np.uint8), 0)
+    trigger_id = record.result.trigger_id
+    assert keeper.image(trigger_id, "")[0] == "image/png"
+    media, data = keeper.image(trigger_id, "map")
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), 0)
     y, x = np.unravel_index(grey.argmax(), grey.shape)
+    assert media == "image/png"
     assert abs(x * 480 / grey.shape[1] - 320) < 4
     assert abs(y * 360 / grey.shape[0] - 170) < 4
-    assert store.image("img/0000000000000099") is None
-    assert json.loads(record.body)["verdict"] == "NG"
-
-
-def test_the_store_keeps_rejects_when_good_parts_flood_it(monkeypatch):
-    monkeypatch.setattr("station.archive_pictures.OK_BYTES", 3 << 20)
-    store = PictureStore()
-    store.part(uikit.record(1, "NG"))
-    for seq in range(2, 20):
-        store.part(uikit.record(seq, "OK"))
-    assert store.image(f"img/{1:016x}") is not None
-    assert store.image(f"img/{2:016x}") is None
-    assert store.image(f"img/{19:016x}") is not None
+    assert keeper.image("0000000000000099", "") is None
+    assert keeper.image(trigger_id, "thumb") is None
