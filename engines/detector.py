@@ -1,0 +1,142 @@
+"""The hot path: uint8 tiles in, scores, maps and tokens out, one engine call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle import Bundle, EngineEntry
+from engines.errors import EngineError
+from engines.preprocess import SIZE
+from engines.session import Session, choose
+
+F32 = NDArray[np.float32]
+PATCHES = 225
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Tokens of the normal references: three arrays f32 (G,N,225,D_s), unit length.
+
+    G: one per tile position or camera (1 = shared by all tiles); N: references.
+    """
+
+    taps: tuple[F32, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Raw outputs for B tiles; no threshold is applied here.
+
+    score (B,); map (B,240,240) in [0,1]; p (B,15,15,3) in (0,1); distances (B,15,15,3) in [0,2]
+    (2 everywhere in zero-shot); tokens 3 x (B,225,D_s) and cls (B,E), unit length;
+    f_out (B,15,15,3) = distances/2 * p. All f32.
+    """
+
+    score: F32
+    map: F32
+    p: F32
+    distances: F32
+    tokens: tuple[F32, F32, F32]
+    cls: F32
+    f_out: F32
+
+
+class Detector:
+    """One loaded detector engine. Not thread-safe: one owner thread."""
+
+    def __init__(
+        self, bundle: Bundle, entry: EngineEntry, runtime: str = "ort-cpu", threads: int = 0
+    ) -> None:
+        self.bundle, self.entry = bundle, entry
+        self.runtime, self.precision = runtime, entry.precision
+        self.engine_sha = entry.sha256
+        self.mode = entry.mode or "nearest"
+        self._session = Session(bundle.file(entry.file), runtime, threads)
+        self._groups = 0
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        mode: str = "nearest",
+        runtime: str = "auto",
+        threads: int = 0,
+        precision: str | None = None,
+    ) -> "Detector":
+        """Load the bundle's default engine of `mode` (or the one of `precision`).
+
+        Raises EngineError when the bundle has none or the runtime cannot run here.
+        """
+        info = choose(runtime)
+        fits = [e for e in bundle.engines("detector", mode) if precision in (None, e.precision)]
+        fits = [e for e in fits if e.precision in info.precisions]
+        if not fits:
+            raise EngineError(
+                f"bundle {bundle.path} has no detector for mode '{mode}'"
+                f"{f' in {precision}' if precision else ''} that {info.name} can run"
+            )
+        return cls(bundle, fits[0], info.name, threads)
+
+    def bind(self, memory: Memory | None, anchors: F32) -> None:
+        """Set memory and text anchors f32 (G,2,E) until the next call; memory None = zero-shot.
+
+        Anchors with G=1 serve every group of the memory. Raises EngineError on shapes that do
+        not fit the bundle.
+        """
+        dims, embed = self.bundle.manifest.tap_dims, self.bundle.manifest.embed_dim
+        if anchors.ndim != 3 or anchors.shape[1:] != (2, embed):
+            raise EngineError(f"anchors must be (G,2,{embed}), not {anchors.shape}")
+        taps = self._taps(memory, dims, len(anchors))
+        groups = len(taps[0])
+        if len(anchors) not in (1, groups) and groups != 1:
+            raise EngineError(f"{len(anchors)} anchor groups for {groups} memory groups")
+        self._groups = max(groups, len(anchors))
+        for name, tap in zip(("memory_a", "memory_b", "memory_c"), taps, strict=True):
+            wide = np.broadcast_to(tap, (self._groups, *tap.shape[1:]))
+            self._session.bind(name, wide.astype(np.float32, copy=False))
+        wide = np.broadcast_to(anchors, (self._groups, 2, embed))
+        self._session.bind("anchors", wide.astype(np.float32, copy=False))
+        self._session.bind("few_shot", np.array(memory is not None))
+
+    @staticmethod
+    def _taps(memory: Memory | None, dims: Sequence[int], groups: int) -> tuple[F32, ...]:
+        if memory is None:
+            return tuple(np.zeros((groups, 1, PATCHES, d), np.float32) for d in dims)
+        shapes = [t.shape for t in memory.taps]
+        good = len(shapes) == 3 and all(
+            len(s) == 4 and s[:2] == shapes[0][:2] and s[2:] == (PATCHES, d)
+            for s, d in zip(shapes, dims, strict=True)
+        )
+        if not good:
+            raise EngineError(f"memory {shapes} does not fit taps (G,N,225,D) with D = {dims}")
+        return memory.taps
+
+    def run(self, tiles: NDArray[np.uint8], group: NDArray[np.int64] | None = None) -> Answer:
+        """Inspect u8 tiles (B,240,240,3). `group` (B,) picks the memory of each tile.
+
+        Without `group`: all 0 when there is one group, else tile i uses group i. Raises
+        EngineError when nothing is bound or shapes do not fit.
+        """
+        if not self._groups:
+            raise EngineError("detector.run before detector.bind: no text anchors are set")
+        if tiles.dtype != np.uint8 or tiles.shape[1:] != (SIZE, SIZE, 3) or not len(tiles):
+            raise EngineError(f"tiles must be u8 (B,240,240,3), not {tiles.dtype} {tiles.shape}")
+        count = len(tiles)
+        if group is None:
+            group = np.arange(count) if self._groups == count else np.zeros(count, np.int64)
+            if self._groups not in (1, count):
+                raise EngineError(f"{count} tiles for {self._groups} memory groups: name the group")
+        elif group.shape != (count,) or group.min() < 0 or group.max() >= self._groups:
+            raise EngineError(f"group {group} does not name one of {self._groups} groups per tile")
+        out = self._session.run({"tiles": tiles, "group": group.astype(np.int64)})
+        tokens = (out["tokens_a"], out["tokens_b"], out["tokens_c"])
+        return Answer(
+            out["score"], out["map"], out["p"], out["distances"], tokens, out["cls"], out["f_out"]
+        )
+
+
+def aggregate(scores: F32) -> float:
+    """Score of a part from the scores of its tiles: the maximum."""
+    return float(np.max(scores))

@@ -1,0 +1,143 @@
+"""Runtimes: what can run an engine on this machine, and why another cannot."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+
+Array = NDArray[Any]
+MAX_THREADS = 4
+"""More threads gain little on 226 tokens and take cores from the camera and the ledger."""
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """One runtime; `reason` says why it is not available, or what it is."""
+
+    name: str
+    available: bool
+    reason: str
+    precisions: tuple[str, ...] = ()
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    return onnxruntime
+
+
+def _cuda_info() -> RuntimeInfo:
+    ort = _onnxruntime()
+    precisions = ("fp32", "fp16")
+    if ort is None:
+        return RuntimeInfo("ort-cuda", False, "onnxruntime-gpu is not installed (extra 'gpu')")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        reason = f"onnxruntime {ort.__version__} here is the CPU build (extra 'gpu' has CUDA)"
+        return RuntimeInfo("ort-cuda", False, reason, precisions)
+    if not Path("/dev/nvidiactl").exists():
+        return RuntimeInfo("ort-cuda", False, "no NVIDIA driver or GPU on this machine", precisions)
+    return RuntimeInfo("ort-cuda", True, f"onnxruntime {ort.__version__}", precisions)
+
+
+def _cpu_info() -> RuntimeInfo:
+    ort = _onnxruntime()
+    if ort is None:
+        return RuntimeInfo("ort-cpu", False, "onnxruntime is not installed (extra 'cpu')")
+    return RuntimeInfo("ort-cpu", True, f"onnxruntime {ort.__version__}", ("fp32", "int8"))
+
+
+def _package_info(name: str, package: str, missing: str, rest: str) -> RuntimeInfo:
+    if importlib.util.find_spec(package) is None:
+        return RuntimeInfo(name, False, missing)
+    if name.startswith("tensorrt") and not Path("/dev/nvidiactl").exists():
+        return RuntimeInfo(name, False, "can build engines here, but loading one needs a GPU")
+    return RuntimeInfo(name, False, rest)
+
+
+def runtimes() -> list[RuntimeInfo]:
+    """Every runtime in order of preference, each with its reason."""
+    todo = "installed, but the station does not run through it yet; ONNX Runtime is used"
+    return [
+        _package_info(
+            "tensorrt", "tensorrt", "tensorrt is not installed (NVIDIA's own package index)", todo
+        ),
+        _package_info(
+            "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13 is not installed (extra 'gpu')", todo
+        ),
+        _cuda_info(),
+        _package_info("openvino", "openvino", "openvino is not installed (extra 'openvino')", todo),
+        _cpu_info(),
+    ]
+
+
+def choose(runtime: str = "auto") -> RuntimeInfo:
+    """The runtime to use; EngineError with the reason when the named one cannot run here."""
+    known = {r.name: r for r in runtimes()}
+    if runtime == "auto":
+        for info in known.values():
+            if info.available:
+                return info
+        raise EngineError("no runtime can run here: install onnxruntime (extra 'cpu')")
+    if runtime not in known:
+        raise EngineError(f"unknown runtime '{runtime}': use auto or one of {', '.join(known)}")
+    if not known[runtime].available:
+        raise EngineError(f"runtime '{runtime}' cannot run here: {known[runtime].reason}")
+    return known[runtime]
+
+
+def thread_count(threads: int = 0) -> int:
+    """`threads`, or the cores this process may use, at most MAX_THREADS."""
+    return threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+class Session:
+    """An ONNX Runtime session whose constant inputs are bound once."""
+
+    def __init__(self, path: Path, runtime: str = "ort-cpu", threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = thread_count(threads)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning threads would take a core from the camera and the ledger between parts.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        cuda = runtime == "ort-cuda"
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if cuda:
+            # TF32 off: distances of a query that is in memory must stay below the snap.
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            first = str(error).splitlines()[0][:200]
+            raise EngineError(f"{path} is not an engine this runtime can load: {first}") from error
+        self._ort, self._device = ort, "cuda" if cuda else "cpu"
+        self._binding = self._session.io_binding()
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self._held: dict[str, Any] = {}
+
+    def bind(self, name: str, value: Array) -> None:
+        """Put a constant input on the device, until it is bound again."""
+        held = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self._device, 0)
+        self._held[name] = held
+        self._binding.bind_ortvalue_input(name, held)
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run with the bound inputs and `feeds`; every output as an array of its own."""
+        for name, value in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self.outputs:
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        values = self._binding.copy_outputs_to_cpu()
+        return dict(zip(self.outputs, values, strict=True))
