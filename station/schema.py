@@ -263,10 +263,12 @@ class DescDraft(Strict):
     count: Count | None = None
     location: str | None = Field(default=None, max_length=200)
     shape: str | None = Field(default=None, max_length=200)
-    size: str | None = Field(default=None, max_length=200)
+    size_mm_or_px: str | None = Field(default=None, max_length=200)
     colour: str | None = Field(default=None, max_length=200)
-    confidence: float | None = None
+    confidence: Literal["low", "medium", "high"] | None = None
     contradiction: str | None = Field(default=None, max_length=500)
+    note: str | None = Field(default=None, max_length=500)
+    tokens: Count | None = None
     tokens_per_s: float | None = None
     ms: float | None = None
 
