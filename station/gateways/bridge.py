@@ -28,7 +28,7 @@ BEAT_S = 0.1
 GRACE_S = 0.5
 SendTrigger = Callable[[str, str, int], None]
 
-_REFUSED = {
+REFUSED_CODES = {
     Kind.BUSY: Code.BUSY,
     Kind.NOT_READY: Code.NOT_READY,
     Kind.DUPLICATE: Code.DUPLICATE,
@@ -113,7 +113,7 @@ class Bridge:
 
     def on_refusal(self, trigger_id: str, kind: Kind) -> None:
         """From the link: see LinkListener."""
-        self._answer(trigger_id, refused(_REFUSED.get(kind, Code.UNKNOWN)))
+        self._answer(trigger_id, refused(REFUSED_CODES.get(kind, Code.UNKNOWN)))
 
     def on_tick(self) -> None:
         """From the link: see LinkListener."""

@@ -18,6 +18,7 @@ import zmq
 
 from station.gateways.handshake import Health
 from station.gateways.link_io import Beat, Sockets, StationAddress, read_answer, read_status, send
+from station.keys import load_identity
 from station.schema import Result
 from station.schema_ctl import Kind, Reply
 
@@ -57,7 +58,10 @@ class _Order:
 
 
 class StationLink:
-    """Start it, then `trigger()` from any thread. `failed` holds what ended the thread, if so."""
+    """Start it, then `trigger()` from any thread. `failed` holds what ended the thread, if so.
+
+    ConfigError when the address names a key file that cannot be read.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class StationLink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = address
+        self._identity = None if address.keys is None else load_identity(address.keys)
         self.failed: BaseException | None = None
         self._listener = listener
         self._clock = clock
@@ -111,7 +116,7 @@ class StationLink:
         self._context.term()
 
     def _run(self) -> None:
-        sockets = Sockets(self._context, self.address, self._wake_address)
+        sockets = Sockets(self._context, self.address, self._wake_address, self._identity)
         try:
             while not self._stop.is_set():
                 self._turn(sockets)

@@ -7,6 +7,7 @@ from typing import Any
 
 import zmq
 
+from station.keys import ClientIdentity
 from station.schema import Result, Status, Stream, topic
 from station.schema_ctl import Reply
 
@@ -45,7 +46,13 @@ class Beat:
 class Sockets:
     """DEALER to ctl, SUB to the status of this one station, PAIR to be woken."""
 
-    def __init__(self, context: zmq.Context, address: StationAddress, wake: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context,
+        address: StationAddress,
+        wake: str,
+        identity: ClientIdentity | None,
+    ) -> None:
         self.ctl = context.socket(zmq.DEALER)
         self.sub = context.socket(zmq.SUB)
         self.wake = context.socket(zmq.PAIR)
@@ -55,8 +62,10 @@ class Sockets:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
             socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
-            if address.keys is not None:
-                _curve(socket, address.keys)
+            if identity is not None:
+                socket.curve_publickey = identity.public.encode()
+                socket.curve_secretkey = identity.secret.encode()
+                socket.curve_serverkey = identity.station.encode()
         # Triggers wait for nobody: without a connection they are refused, not queued for later.
         self.ctl.setsockopt(zmq.IMMEDIATE, 1)
         self.ctl.setsockopt(zmq.SNDHWM, 64)
@@ -77,12 +86,6 @@ class Sockets:
         """Close all three."""
         for socket in self._names:
             socket.close(0)
-
-
-def _curve(socket: zmq.Socket, keys: Path) -> None:
-    from station.keys import apply_client_keys
-
-    apply_client_keys(socket, keys)
 
 
 def send(socket: zmq.Socket, **command: Any) -> bool:
