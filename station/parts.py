@@ -1,33 +1,47 @@
 """A part on its way through the station, and what observers get when it is done."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.facts import Region
 from engines.preprocess import Box
-from station.schema import Result
+from station.inspection import Judged, Prepared, Product
+from station.ledger_types import Committed
+from station.schema import Opening, Result
 from station.sources.base import Frame
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """An accepted trigger. Times ending in _ns are monotonic, in _us wall labels."""
+    """An accepted trigger; its PENDING row is durable. Times ending in _ns are monotonic."""
 
-    trigger_id: str
+    opening: Opening
     part_id: str
-    t_trigger_ns: int
-    t_trigger_us: int
-    deadline_ns: int
-    attempt: int = 1
-    camera: str = ""
-    handle: Any = None  # the ledger's PartHandle
-    on_result: Callable[[bytes], None] | None = None  # answers the client that triggered
+    attempt: int
+    product: Product
+    lane: str = ""
     frame: Frame | None = None
-    times: dict[str, int] = field(default_factory=dict)  # monotonic ns: taken, prepared, inferred
+    prepared: Prepared | None = None
+    judged: Judged | None = None
+    taken_ns: int = 0
+    ready_ns: int = 0
+    infer_ns: int = 0
+    done: bool = False  # a verdict is durable, or can no longer be: nobody waits for it
+    committed: Committed | None = None
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def trigger_id(self) -> str:
+        """The id all answers are paired by."""
+        return self.opening.trigger_id
+
+    @property
+    def deadline_ns(self) -> int:
+        """Monotonic time at which UNDECIDED/deadline is committed."""
+        return self.opening.deadline_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +61,12 @@ class PartRecord:
 
 
 class PartObserver(Protocol):
-    """In-process consumer of finished parts: called from the observer thread, never the hot path.
+    """In-process consumer of finished parts: called from its own thread, never the hot path.
 
     It may be slow (its queue drops, and the drop is counted) and may raise (it is then logged and
-    switched off): verdicts do not wait for it.
+    switched off): verdicts do not wait for it. Optional besides `part` and `close`: `frame(Frame)`
+    for frames that belong to no part, `message(stream, body)` for descriptions and events, and
+    `tick()` about four times a second.
     """
 
     def part(self, record: PartRecord) -> None:

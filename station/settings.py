@@ -163,8 +163,8 @@ class DriftSettings(Section):
     """Alarm when the scores of passed parts leave the distribution of enrolment."""
 
     enabled: bool = True
-    window: int = Field(default=64, ge=8)
-    p_alarm: float = Field(default=1e-3, gt=0, lt=1)
+    window: int = Field(default=512, ge=8)
+    p_alarm: float = Field(default=5e-4, gt=0, lt=1)
 
 
 class UiSettings(Section):

@@ -54,7 +54,7 @@ class VideoSource:
             t_capture_ns=time.monotonic_ns(),
             wall_us=time.time_ns() // 1000,
             index=self._index,
-            digest=digest(pixels),
+            digest=digest(pixels.data),
         )
 
     def _pace(self) -> None:

@@ -1,0 +1,232 @@
+"""What happens to a part when its verdict is out: observers, words, counts. Never before it.
+
+One thread takes finished parts from the ledger's writer; each observer has a thread and a bounded
+queue of its own, so that a slow disk costs pictures and never verdicts.
+"""
+
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from engines.describer import DescribeRequest
+from engines.facts import Area
+from station.describe import DescribeService
+from station.inspection import crop_of
+from station.ledger_types import Committed
+from station.parts import Part, PartObserver, PartRecord
+from station.schema import DescState, Result, Verdict
+from station.sources.base import Frame
+
+_TICK_S = 0.25
+_KEPT_LATENCIES = 20_000
+log = structlog.get_logger("after")
+
+
+class ObserverThread:
+    """One observer behind a bounded queue. A full queue drops what comes, and counts it."""
+
+    def __init__(self, name: str, observer: PartObserver, depth: int = 64) -> None:
+        self.name = name
+        self.dropped = 0
+        self._observer = observer
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"observer-{name}", daemon=True)
+        self._thread.start()
+
+    def offer(self, method: str, *args: Any) -> None:
+        """Hand something over if the observer has such a method; never blocks."""
+        if not hasattr(self._observer, method):
+            return
+        try:
+            self._queue.put_nowait((method, args))
+        except queue.Full:
+            self.dropped += method != "frame"
+
+    def close(self, timeout_s: float) -> None:
+        """Finish what waits within the time, then flush and end."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while not (self._stop.is_set() and self._queue.empty()):
+                try:
+                    method, args = self._queue.get(timeout=_TICK_S)
+                except queue.Empty:
+                    method, args = "tick", ()
+                if call := getattr(self._observer, method, None):
+                    call(*args)
+        except Exception:  # an observer's fault is its own: it is switched off, loudly
+            log.exception("observer_failed", observer=self.name)
+        finally:
+            self._observer.close()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts since the start, for the summary and the status."""
+
+    verdicts: dict[str, int]
+    reasons: dict[str, int]
+    late: int
+    latencies_us: tuple[int, ...]
+    infer_us: tuple[int, ...]
+    first_ns: int
+    last_ns: int
+
+    @property
+    def parts(self) -> int:
+        """All verdicts."""
+        return sum(self.verdicts.values())
+
+    @property
+    def fps(self) -> float:
+        """Parts a second from the first to the last verdict."""
+        span = self.last_ns - self.first_ns
+        return (self.parts - 1) * 1e9 / span if span > 0 and self.parts > 1 else 0.0
+
+
+class Aftermath:
+    """Takes every finished part. `product_words(part)` gives anchors and nouns for the prefix."""
+
+    def __init__(self, describe: DescribeService | None) -> None:
+        self.describe = describe
+        self.observers: list[ObserverThread] = []
+        self.listeners: list[Callable[[PartRecord], None]] = []
+        self._queue: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._verdicts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._late = 0
+        self._latencies: deque[int] = deque(maxlen=_KEPT_LATENCIES)
+        self._infer: deque[int] = deque(maxlen=_KEPT_LATENCIES)
+        self._recent: deque[int] = deque(maxlen=64)
+        self._span = [0, 0]
+        self._thread = threading.Thread(target=self._run, name="after", daemon=True)
+        self._thread.start()
+
+    def put(self, part: Part) -> None:
+        """Called in the ledger's writer thread: returns at once."""
+        now = time.monotonic_ns()
+        self._span = [self._span[0] or now, now]
+        self._recent.append(now)
+        self._queue.put(part)
+
+    def message(self, row: Committed) -> None:
+        """A ledger row of desc or event, for the recorder."""
+        for observer in self.observers:
+            observer.offer("message", str(row.stream), row.body)
+
+    def frame(self, frame: Frame) -> None:
+        """A frame that belongs to no part, for the recorder's ring."""
+        for observer in self.observers:
+            observer.offer("frame", frame)
+
+    def fps(self) -> float:
+        """Parts a second over the last few (0 when the last is old)."""
+        recent = list(self._recent)
+        if len(recent) < 2 or time.monotonic_ns() - recent[-1] > 2_000_000_000:
+            return 0.0
+        return (len(recent) - 1) * 1e9 / max(1, recent[-1] - recent[0])
+
+    def totals(self) -> Totals:
+        """A copy of the counts."""
+        return Totals(
+            dict(self._verdicts),
+            dict(self._reasons),
+            self._late,
+            tuple(self._latencies),
+            tuple(self._infer),
+            self._span[0],
+            self._span[1],
+        )
+
+    def close(self, timeout_s: float) -> None:
+        """Finish what waits, then close every observer, all within the time."""
+        end = time.monotonic() + timeout_s
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        for observer in self.observers:
+            observer.close(max(0.05, end - time.monotonic()))
+
+    def _run(self) -> None:
+        while (part := self._queue.get()) is not None:
+            try:
+                self._finish(part)
+            except Exception:  # nothing after a verdict may end the station
+                log.exception("after_failed", trigger_id=part.trigger_id)
+
+    def _finish(self, part: Part) -> None:
+        assert part.committed is not None
+        result = Result.model_validate_json(part.committed.body)
+        self._count(result)
+        if self.describe and result.desc_state is DescState.QUEUED:
+            self.describe.submit(request_of(part, result))
+        judged = part.judged
+        record = PartRecord(
+            frame=part.frame,
+            body=part.committed.body,
+            result=result,
+            map=judged.map if judged else None,
+            regions=judged.regions if judged else (),
+            region_box=part.prepared.area if part.prepared else None,
+            threshold=result.threshold,
+        )
+        for observer in self.observers:
+            observer.offer("part", record)
+        for listener in self.listeners:
+            listener(record)
+
+    def _count(self, result: Result) -> None:
+        self._verdicts[result.verdict] += 1
+        if result.verdict is not Verdict.OK:
+            self._reasons[result.reason] += 1
+        self._late += result.late
+        self._latencies.append(max(0, result.t_done_us - result.t_trigger_us))
+        if result.timings_us.infer:
+            self._infer.append(result.timings_us.infer)
+
+
+def request_of(part: Part, result: Result) -> DescribeRequest:
+    """What the describer is told of a part that is not OK."""
+    judged, prepared, product = part.judged, part.prepared, part.product
+    assert judged is not None and judged.map is not None and prepared is not None
+    assert prepared.area is not None and judged.answer is not None
+    recipe = product.loaded.recipe if product.loaded else None
+    area, tile = prepared.area, judged.best_tile
+    return DescribeRequest(
+        part_id=part.part_id,
+        trigger_id=part.trigger_id,
+        attempt=part.attempt,
+        noun=product.noun,
+        verdict=str(result.verdict),
+        score=float(judged.score or 0.0),
+        threshold=float(result.threshold if result.threshold is not None else 1.0),
+        map=judged.map,
+        area=Area(area.x, area.y, area.w, area.h),
+        regions=judged.regions,
+        count=judged.region_count,
+        level=judged.level,
+        crop=crop_of(prepared),
+        cls=np.asarray(judged.answer.cls[tile]),
+        anchors=_anchors(part, tile),
+        f_out=np.asarray(judged.answer.f_out[tile]),
+        mm_per_px=recipe.mm_per_px if recipe else None,
+        few_shot=recipe is not None,
+        categories=recipe.phrases if recipe else (),
+    )
+
+
+def _anchors(part: Part, tile: int) -> np.ndarray | None:
+    """Anchors (2,E) of the tile's memory group."""
+    anchors = part.product.anchors
+    if anchors is None or anchors.ndim == 2:
+        return anchors
+    return np.asarray(anchors[min(tile, len(anchors) - 1)])

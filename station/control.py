@@ -1,0 +1,181 @@
+"""What the bus asks of the station: triggers, status, pictures and the commands of admins.
+
+Everything here is called in the bus thread and returns within a millisecond; what takes longer
+(loading a recipe) runs in a thread of its own and answers when it is done.
+"""
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engines.errors import StationError
+from station.bus_types import AdminReply, TriggerReply
+from station.inspection import Product, refuse
+from station.lane import Lane
+from station.ledger_types import Duplicate
+from station.parts import Part
+from station.schema import Opening, Reason, StatusFacts, Verdict
+from station.schema_ctl import AdminCommand, ModeCommand, RecipeCommand, Reset, Trigger
+
+if TYPE_CHECKING:
+    from station.daemon import Daemon
+
+log = structlog.get_logger("control")
+
+
+class Control:
+    """BusHandler of the daemon."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._prepared: dict[str, Product] | None = None
+        self._previous: dict[str, Product] | None = None
+        self._loading = threading.Lock()
+
+    # -- triggers ----------------------------------------------------------------------------
+
+    def on_trigger(self, command: Trigger, reply: TriggerReply) -> None:
+        """busy or not_ready at once; else `accepted` when PENDING is durable, then the RESULT."""
+        daemon = self._daemon
+        ready, faults = daemon.readiness.evaluate()
+        lane = self._lane_of(command)
+        if not ready or lane is None or daemon.mode != "triggered":
+            reply.not_ready(_why(faults, daemon.mode, lane))
+            return
+        if not daemon.flow.reserve():
+            reply.busy()
+            return
+        try:
+            opening = Opening(
+                trigger_id=command.trigger_id,
+                part_id=command.part_id,
+                session=reply.session,
+                received_ns=reply.received_ns,
+                deadline_ms=command.deadline_ms or daemon.deadline_ms(lane.name),
+                t_trigger_us=time.time_ns() // 1000,
+                **daemon.shas(lane.name),
+            )
+        except BaseException:
+            daemon.flow.release()
+            raise
+
+        def opened(answer: Part | Duplicate | BaseException) -> None:
+            if isinstance(answer, Part):
+                reply.accepted(answer.part_id, answer.attempt)
+                lane.triggers.put(answer)
+                if lane.finished:
+                    lane.leave_no_trigger("the source has ended")
+            elif isinstance(answer, Duplicate):
+                reply.duplicate()
+            else:
+                reply.not_ready(f"the ledger cannot be written: {answer}")
+
+        daemon.flow.open(opening, daemon.products[lane.name], lane.name, opened)
+
+    def _lane_of(self, command: Trigger) -> Lane | None:
+        """The camera that a trigger means: the only one, or the one its part id begins with."""
+        lanes = self._daemon.lanes
+        if len(lanes) == 1:
+            return next(iter(lanes.values()))
+        name = (command.part_id or "").partition("/")[0]
+        return lanes.get(name)
+
+    def trigger_now(self, lane: Lane) -> None:
+        """A trigger of the station itself (interval). No room: the part is missed, and says so."""
+        daemon = self._daemon
+        room = daemon.flow.reserve()
+        if not room:
+            daemon.flow.force_reserve()
+
+        def opened(answer: Part | Duplicate | BaseException) -> None:
+            if not isinstance(answer, Part):
+                return
+            if room:
+                lane.triggers.put(answer)
+            else:
+                text = "the part before was still being inspected"
+                daemon.flow.commit(answer, refuse(Verdict.UNDECIDED, Reason.QUEUE_FULL, text))
+
+        opening = daemon.opening(None, lane.name)
+        daemon.flow.open(opening, daemon.products[lane.name], lane.name, opened)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def status(self) -> StatusFacts:
+        """See Daemon.status."""
+        return self._daemon.status()
+
+    def image(self, ref: str) -> tuple[str, bytes] | None:
+        """See Daemon.image."""
+        return self._daemon.image(ref)
+
+    # -- admins ------------------------------------------------------------------------------
+
+    def on_admin(self, command: AdminCommand, reply: AdminReply) -> None:
+        """RECIPE, MODE, RESET."""
+        if isinstance(command, RecipeCommand):
+            self._recipe(command, reply)
+        elif isinstance(command, ModeCommand):
+            self._daemon.set_mode(command.mode)
+            self._daemon.event("mode", "info", f"mode is now {command.mode}")
+            reply.done(mode=command.mode)
+        elif isinstance(command, Reset):
+            self._daemon.reset()
+            reply.done()
+
+    def _recipe(self, command: RecipeCommand, reply: AdminReply) -> None:
+        if command.action == "prepare":
+            if command.recipe is None:
+                reply.refused("prepare needs the name of a recipe")
+            elif not self._loading.acquire(blocking=False):
+                reply.refused("another recipe is being prepared")
+            else:
+                work = threading.Thread(
+                    target=self._prepare, args=(command.recipe, reply), name="prepare", daemon=True
+                )
+                work.start()
+        elif self._daemon.flow.open_count and not command.force:
+            reply.refused(f"{self._daemon.flow.open_count} parts are open: wait, or force")
+        elif command.action == "commit":
+            self._switch(self._prepared, "nothing is prepared: send prepare first", reply)
+        else:
+            self._switch(self._previous, "there is no recipe to go back to", reply)
+
+    def _prepare(self, name: str, reply: AdminReply) -> None:
+        """Load, self-test and warm the new product while the old one goes on inspecting."""
+        start = time.monotonic()
+        try:
+            product = self._daemon.room.product(name)
+            self._prepared = dict.fromkeys(self._daemon.products, product)
+        except StationError as error:
+            self._daemon.event("recipe_refused", "warning", str(error))
+            reply.refused(str(error))
+            return
+        finally:
+            self._loading.release()
+        took = (time.monotonic() - start) * 1000
+        self._daemon.event("recipe_prepared", "info", f"recipe {name} is loaded in {took:.0f} ms")
+        reply.done(recipe=name, recipe_sha=product.sha, ms=round(took, 1))
+
+    def _switch(self, products: dict[str, Product] | None, missing: str, reply: AdminReply) -> None:
+        """Every part opened from now on is of the new product: the part boundary is exact."""
+        if products is None:
+            reply.refused(missing)
+            return
+        start = time.monotonic()
+        self._previous, self._daemon.products = self._daemon.products, products
+        self._prepared = None
+        name = next(iter(products.values())).name
+        took = (time.monotonic() - start) * 1000
+        self._daemon.event("recipe", "info", f"recipe is now {name or 'zero-shot'}")
+        reply.done(recipe=name, recipe_sha=next(iter(products.values())).sha, ms=round(took, 3))
+
+
+def _why(faults: tuple[str, ...], mode: str, lane: Lane | None) -> str:
+    if faults:
+        return "; ".join(faults)
+    if lane is None:
+        return "no such camera: with several, a part id begins with the camera's name and /"
+    return f"the station is in mode {mode}, not triggered"

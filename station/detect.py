@@ -1,0 +1,162 @@
+"""The detector thread: parts that are ready go through the engine and get their verdict."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from station.flow import Flow
+from station.inspection import Judged, infer, outcome, refuse, split
+from station.parts import Part
+from station.pictures import image_ref
+from station.schema import DescState, Reason, Verdict
+from station.supervise import Ticks
+
+_BAD_IN_A_ROW = 3  # engine failures after which the station says it is not ready
+_PROBE_S = 1.0  # how often a failed engine is tried again with the last good tiles
+log = structlog.get_logger("detect")
+
+
+class DetectorThread:
+    """Takes from `ready`; several waiting parts of one product go through in one call."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        ready: "queue.Queue[Part]",
+        ticks: Ticks,
+        desc_room: Callable[[], bool],
+        batch: int = 1,
+    ) -> None:
+        self._flow = flow
+        self._ready = ready
+        self._ticks = ticks
+        self._desc_room = desc_room
+        self._batch = batch
+        self._stop = threading.Event()
+        self._bad = 0
+        self._last_text = ""
+        self._until_ns = 0  # deadline of the call in progress, 0 when idle
+        self._last_good: Part | None = None
+        self._next_probe = 0.0
+        self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the part in hand; returns at once."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended (a hanging engine cannot be stopped from here)."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def fault(self) -> str | None:
+        """Why the engine is not ready, or None."""
+        until = self._until_ns
+        if until and time.monotonic_ns() > until:
+            return f"the engine has not answered for {(time.monotonic_ns() - until) / 1e9:.1f} s"
+        if self._bad >= _BAD_IN_A_ROW:
+            return f"the engine failed {self._bad} times in a row: {self._last_text}"
+        return None
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._ticks.tick("infer")
+            parts = self._take()
+            if not parts:
+                self._probe()
+                continue
+            try:
+                self._inspect(parts)
+            except Exception as error:  # nothing may leave a part without verdict
+                log.exception("detector_failed")
+                self._fail(parts, f"{type(error).__name__}: {error}")
+            finally:
+                self._until_ns = 0
+                self._ticks.busy_until("infer", 0)
+
+    def _take(self) -> list[Part]:
+        """The next part, and those that wait behind it for the same engine."""
+        try:
+            parts = [self._ready.get(timeout=0.1)]
+        except queue.Empty:
+            return []
+        while len(parts) < self._batch:
+            try:
+                parts.append(self._ready.get_nowait())
+            except queue.Empty:
+                break
+        return [p for p in parts if not p.done]
+
+    def _inspect(self, parts: Sequence[Part]) -> None:
+        waiting: dict[int, list[Part]] = {}
+        for part in parts:
+            assert part.prepared is not None
+            refusal = part.prepared.refusal
+            if refusal is not None:
+                judged = refuse(refusal.verdict, refusal.reason, refusal.text)
+                self._commit(part, judged)
+                self._flow.event(str(refusal.reason), refusal.text, trigger_id=part.trigger_id)
+            else:
+                waiting.setdefault(id(part.product), []).append(part)
+        for together in waiting.values():
+            self._call(together)
+
+    def _call(self, parts: list[Part]) -> None:
+        prepared = [p.prepared for p in parts if p.prepared is not None]
+        self._until_ns = max(p.deadline_ns for p in parts)
+        self._ticks.busy_until("infer", self._until_ns)
+        start = time.monotonic_ns()
+        answers = split(infer(prepared, parts[0].product), [len(p.boxes) for p in prepared])
+        took = time.monotonic_ns() - start
+        for part, ready, answer in zip(parts, prepared, answers, strict=True):
+            part.infer_ns = took
+            judged = outcome(ready, answer, part.product)
+            self._note(judged, part)
+            self._commit(part, judged)
+
+    def _commit(self, part: Part, judged: Judged) -> None:
+        described = judged.map is not None and judged.verdict is not Verdict.OK
+        state = DescState.NONE
+        if described:
+            state = DescState.QUEUED if self._desc_room() else DescState.DROPPED
+        has_picture = part.frame is not None and (part.frame.raw or part.frame.image is not None)
+        ref = image_ref(part.trigger_id) if has_picture else None
+        self._flow.commit(part, judged, image_ref=ref, desc_state=state)
+
+    def _note(self, judged: Judged, part: Part) -> None:
+        """Count failures of the engine in a row; any good answer clears them."""
+        if judged.verdict is Verdict.ERROR:
+            self._bad += 1
+            self._last_text = judged.text
+            self._next_probe = time.monotonic() + _PROBE_S
+        else:
+            self._bad = 0
+            self._last_good = part
+
+    def _fail(self, parts: Sequence[Part], text: str) -> None:
+        judged = refuse(Verdict.ERROR, Reason.INFER, text)
+        for part in parts:
+            if not part.done and part.judged is None:
+                self._note(judged, part)
+                self._commit(part, judged)
+
+    def _probe(self) -> None:
+        """While the engine is out of order: try it now and then, so that READY can come back."""
+        part = self._last_good
+        if self._bad < _BAD_IN_A_ROW or part is None or time.monotonic() < self._next_probe:
+            return
+        self._next_probe = time.monotonic() + _PROBE_S
+        assert part.prepared is not None
+        try:
+            answer = infer([part.prepared], part.product)
+            if outcome(part.prepared, answer, part.product).verdict is not Verdict.ERROR:
+                self._bad = 0
+        except Exception as error:  # still out of order; the reason is in fault()
+            self._last_text = f"{type(error).__name__}: {error}"

@@ -1,0 +1,49 @@
+"""How the settings become the arguments of the bus and of the describer."""
+
+from station.bus_types import BusConfig
+from station.describe import DescribeService
+from station.flow import Flow
+from station.ledger import Ledger
+from station.schema import DescDraft, Severity, Stream
+from station.settings import Settings
+
+
+def bus_config(settings: Settings) -> BusConfig:
+    """Addresses, names and limits of the bus; port 0 picks a free one."""
+    bus = settings.bus
+    host = f"[{bus.host}]" if ":" in bus.host else bus.host
+    return BusConfig(
+        line=settings.station.line,
+        station=settings.station.name,
+        pub=f"tcp://{host}:{bus.pub_port or '*'}",
+        ctl=f"tcp://{host}:{bus.ctl_port or '*'}",
+        keys=bus.keys if bus.curve else None,
+        insecure=bus.insecure,
+        status_ms=bus.status_ms,
+        image_per_s=bus.image_rate,
+    )
+
+
+def describe_service(
+    settings: Settings, prefix: str | None, ledger: Ledger, flow: Flow
+) -> DescribeService | None:
+    """The describer's child and queue, its words going into the ledger; None when switched off."""
+    from engines.describer import DescriberSettings, Description
+
+    config = settings.describe
+    if not config.enabled:
+        return None
+
+    def on_description(words: Description) -> None:
+        known = words.model_dump()
+        draft = {name: known[name] for name in DescDraft.model_fields if name in known}
+        future = ledger.append(Stream.DESC, DescDraft.model_validate(draft))
+        future.add_done_callback(lambda f: f.exception())  # told by ledger.healthy
+
+    def on_event(name: str, text: str, part_id: str | None) -> None:
+        severity = Severity.INFO if name == "describer_ready" else Severity.WARNING
+        data = {"part_id": part_id} if part_id else {}
+        flow.event(name, text, severity, **data)
+
+    values = config.model_dump(exclude={"enabled"})
+    return DescribeService(DescriberSettings(prefix=prefix, **values), on_description, on_event)
