@@ -16,7 +16,7 @@ from station.inspection import Product, refuse
 from station.lane import Lane
 from station.ledger_types import Duplicate
 from station.parts import Part
-from station.schema import Opening, Reason, StatusFacts, Verdict
+from station.schema import Opening, Reason, Scalar, StatusFacts, Verdict
 from station.schema_ctl import AdminCommand, ModeCommand, RecipeCommand, Reset, Trigger
 
 if TYPE_CHECKING:
@@ -107,9 +107,10 @@ class Control:
         """See Daemon.status."""
         return self._daemon.status()
 
-    def image(self, ref: str) -> tuple[str, bytes] | None:
-        """See Daemon.image."""
-        return self._daemon.image(ref)
+    def image(self, ref: str) -> tuple[dict[str, Scalar], bytes] | None:
+        """Picture of a part, its media type in the header."""
+        found = self._daemon.image(ref)
+        return found and ({"media_type": found[0]}, found[1])
 
     # -- admins ------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from station.inspection import Product
 from station.lane import Lane, LaneHooks
 from station.ledger import Ledger
 from station.observers import open_observers
-from station.parts import Part
+from station.parts import Part, PartRecord
 from station.schema import Opening, Reason, Severity, StatusFacts, new_id
 from station.sdnotify import notify, watchdog_s
 from station.settings import Settings, SourceSettings
@@ -48,10 +48,12 @@ class Options:
     """How this run differs from the settings: replay, and what tests bring along."""
 
     simulated: bool = False
+    threshold: float | None = None  # replay: what would have happened with this one
     engine: Callable[[Settings], "EngineSource"] | None = None
     source: Callable[[SourceSettings], Source] | None = None
     observers: bool = True
     ready_queue: int = 2
+    listeners: list[Callable[[PartRecord], None]] = field(default_factory=list)
 
 
 class EngineSource:
@@ -127,6 +129,7 @@ class Daemon:
 
     def _assemble(self, sources: dict[str, Source]) -> None:
         self.after = Aftermath(None)
+        self.after.listeners += self.options.listeners
         self.flow = Flow(self.ledger, self.after.put, self.settings.trigger.in_flight)
         self.ledger.add_listener(self.after.message)
         self.control = Control(self)
@@ -135,12 +138,19 @@ class Daemon:
         room = (self.options.engine or EngineRoom)(self.settings)
         self.room = room
         names = {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
-        made = {recipe: room.product(recipe) for recipe in set(names.values())}
+        made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
         self.products = {lane: made[recipe] for lane, recipe in names.items()}
         self._start_words(room.prefix())
         if self.options.observers:
             self._start_observers()
         self._start_workers(sources)
+
+    def _product(self, room: "EngineSource | EngineRoom", recipe: str | None) -> Product:
+        product, limit = room.product(recipe), self.options.threshold
+        if limit is None or product.loaded is None:
+            return product
+        judged_by = product.loaded.recipe.model_copy(update={"learning": False})
+        return replace(product, loaded=replace(product.loaded, threshold=limit, recipe=judged_by))
 
     def _source_settings(self) -> list[tuple[str, SourceSettings]]:
         return list(self.settings.sources().items())

@@ -1,0 +1,166 @@
+"""`station run` and `station replay`: one daemon in this process until it ends or is told to."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from engines.errors import SourceError, StationError, UsageError, VerifyMismatch
+from station.daemon import Daemon, Options
+from station.logs import set_up
+from station.settings import Settings, load_settings
+from station.summary import print_summary
+
+_WORDS_S = 30.0  # how long the end of a folder waits for descriptions still being written
+
+
+def overrides(**flat: Any) -> dict[str, Any]:
+    """`source__spec=...` keyword arguments as the nested dict that settings take; None is unset."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        if value is not None:
+            section, name = key.split("__")
+            nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def run(settings: Settings, config: Path | None, options: Options | None = None) -> int:
+    """Run until the source ends, SIGTERM or Ctrl-C. Returns the exit code."""
+    set_up(settings.log)
+    daemon = Daemon(settings, options)
+    signals = Signals(daemon, config)
+    signals.install()
+    daemon.start()
+    _say_where(daemon)
+    daemon.wait()
+    if not daemon.stopping.is_set():
+        daemon.drain_words(_WORDS_S, _tell_words())
+    interrupted = daemon.stopping.is_set()
+    hanging = daemon.hanging
+    outcome = daemon.close()
+    if outcome.totals.parts or not interrupted:
+        print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if outcome.fault and not interrupted:
+        raise SourceError(outcome.fault)
+    if hanging():
+        os._exit(0)  # a thread sits in an engine call that will never return
+    return 0
+
+
+def _say_where(daemon: Daemon) -> None:
+    import structlog
+
+    bus = daemon.bus
+    structlog.get_logger("station").info(
+        "running",
+        pub=bus.pub_address,
+        ctl=bus.ctl_address,
+        mode=daemon.mode,
+        epoch=daemon.ledger.epoch,
+        recovered=len(daemon.ledger.recovered),
+    )
+
+
+def _tell_words() -> Any:
+    told: set[int] = set()
+
+    def tell(waiting: int) -> None:
+        if not told:
+            print(f"waiting for {waiting} descriptions (Ctrl-C to leave)", file=sys.stderr)
+        told.add(waiting)
+
+    return tell
+
+
+class Signals:
+    """SIGTERM and SIGINT stop gracefully, a second one at once; SIGHUP re-reads what may change."""
+
+    def __init__(self, daemon: Daemon, config: Path | None) -> None:
+        self._daemon = daemon
+        self._config = config
+        self._asked = False
+
+    def install(self) -> None:
+        """Only the main thread of a process may."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        if self._asked:
+            os._exit(1)
+        self._asked = True
+        self._daemon.stop()
+
+    def _reload(self, _number: int, _frame: object) -> None:
+        threading.Thread(target=self._reread, name="reload", daemon=True).start()
+
+    def _reread(self) -> None:
+        """Keys and log level change hot; anything else needs a restart, and says so."""
+        try:
+            fresh = load_settings(self._config)
+        except StationError as error:
+            self._daemon.event("reload_refused", "warning", str(error))
+            return
+        set_up(fresh.log)
+        keys = self._daemon.bus.reload_keys() if self._daemon.settings.bus.curve else 0
+        self._daemon.event("reloaded", "info", f"{keys} client keys, log level {fresh.log.level}")
+
+
+def replay(
+    settings: Settings, path: Path, *, verify: bool = False, threshold: float | None = None
+) -> int:
+    """The same daemon over a recorded source, its own ledger, free ports, no deadline that strikes.
+
+    `threshold` replaces the recipe's. Exit 7 with a table when `verify` finds other verdicts or
+    scores than were recorded.
+    """
+    with tempfile.TemporaryDirectory(prefix="station-replay-") as folder:
+        changed = settings.model_copy(
+            update={
+                "ledger": settings.ledger.model_copy(update={"path": Path(folder) / "ledger.db"}),
+                "bus": settings.bus.model_copy(update=_ports(settings)),
+                "source": settings.source.model_copy(update={"spec": str(path)}),
+                "cameras": {},
+                "record": settings.record.model_copy(update={"enabled": False}),
+                "archive": settings.archive.model_copy(update={"enabled": False}),
+                "metrics": settings.metrics.model_copy(update={"port": 0}),
+                "trigger": settings.trigger.model_copy(update={"mode": "auto", "by": "auto"}),
+            }
+        )
+        options = Options(simulated=True, threshold=threshold)
+        if not verify:
+            return run(changed, None, options)
+        return _verified(changed, path, options)
+
+
+def _ports(settings: Settings) -> dict[str, Any]:
+    """Free ports unless the caller chose some: the live station keeps the usual ones."""
+    default = type(settings.bus)()
+    return {
+        "pub_port": 0 if settings.bus.pub_port == default.pub_port else settings.bus.pub_port,
+        "ctl_port": 0 if settings.bus.ctl_port == default.ctl_port else settings.bus.ctl_port,
+    }
+
+
+def _verified(settings: Settings, path: Path, options: Options) -> int:
+    from station.verify import Verifier
+
+    verifier = Verifier()
+    options.listeners.append(verifier.part)
+    code = run(settings, None, options)
+    differences = verifier.differences
+    if verifier.compared == 0:
+        raise UsageError(f"{path}: holds no recorded verdicts to verify against")
+    print(f"verified {verifier.compared} parts: {len(differences)} differ")
+    if differences:
+        verifier.print_table()
+        raise VerifyMismatch(f"{path}: {len(differences)} of {verifier.compared} parts differ")
+    return code
