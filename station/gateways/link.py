@@ -24,6 +24,9 @@ from station.schema_ctl import Kind, Reply
 
 HB_MISSED = 3  # LINE.md: three missed heartbeats = NOT READY
 HELLO_EVERY_S = 0.5
+# Keeps the session from expiring over a long break, and notices within a second that a station
+# which came back has forgotten it.
+PING_EVERY_S = 1.0
 POLL_MS = 20  # the gateway's own tick; a trigger wakes the poller at once
 REFUSALS = frozenset(
     {Kind.BUSY, Kind.NOT_READY, Kind.DUPLICATE, Kind.DENIED, Kind.ERROR, Kind.LIMITED}
@@ -87,6 +90,7 @@ class StationLink:
         self._epoch: str | None = None
         self._hello_at = -HELLO_EVERY_S
         self._hello_rid = ""
+        self._ping_at = 0.0
         self._beat = Beat()
         self._open: dict[str, str] = {}  # rid -> trigger id, of this session
         self._health = Health()
@@ -139,6 +143,9 @@ class StationLink:
         now = self._clock()
         if self._session is None and now - self._hello_at >= HELLO_EVERY_S:
             self._hello(sockets, now)
+        elif self._session is not None and now - self._ping_at >= PING_EVERY_S:
+            self._ping_at = now
+            send(sockets.ctl, cmd="PING", rid=f"p{next(self._rid)}", session=self._session)
         self._send_orders(sockets)
         self._tell_health(now)
         self._listener.on_tick()

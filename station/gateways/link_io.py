@@ -7,6 +7,7 @@ from typing import Any
 
 import zmq
 
+from station.client import apply_identity
 from station.keys import ClientIdentity
 from station.schema import Result, Status, Stream, topic
 from station.schema_ctl import Reply
@@ -62,10 +63,7 @@ class Sockets:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
             socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
-            if identity is not None:
-                socket.curve_publickey = identity.public.encode()
-                socket.curve_secretkey = identity.secret.encode()
-                socket.curve_serverkey = identity.station.encode()
+            apply_identity(socket, identity)
         # Triggers wait for nobody: without a connection they are refused, not queued for later.
         self.ctl.setsockopt(zmq.IMMEDIATE, 1)
         self.ctl.setsockopt(zmq.SNDHWM, 64)

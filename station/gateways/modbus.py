@@ -1,4 +1,4 @@
-"""`station gateway modbus`: the station on Modbus TCP, registers only (pymodbus).
+"""The Modbus gateway: the station on Modbus TCP, registers only (pymodbus).
 
 Input registers 0..20 show the station (function code 4), holding registers 0..4 take the PLC's
 words (function codes 3, 6, 16, 22, 23). Coils and discrete inputs do not exist. The map, the
@@ -9,19 +9,15 @@ import asyncio
 import contextlib
 import signal
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from engines.errors import ConfigError, InUseError, StationError
 from station.gateways.bridge import Bridge
 from station.gateways.link import StationLink
 from station.gateways.link_io import StationAddress
-from station.gateways.options import gateway_address, log
+from station.gateways.options import log
 from station.gateways.registers import HOLDING_COUNT, INPUT_COUNT
 
-app = typer.Typer(help="The station on Modbus TCP.")
 _READ_INPUT, _WRITES = 4, frozenset({6, 16, 22, 23})
 _ONLY_REGISTERS = frozenset({3, 4, 6, 16, 22, 23})
 
@@ -146,50 +142,3 @@ async def serve(address: StationAddress, settings: ModbusSettings) -> None:
         await gateway.run(stop)
     finally:
         await gateway.close()
-
-
-@app.callback(invoke_without_command=True)
-def modbus(
-    config: Annotated[Path | None, typer.Option(help="station.toml to read.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (502 needs rights).")] = None,
-    ctl: Annotated[str | None, typer.Option(help="The station's ROUTER, tcp://host:port.")] = None,
-    pub: Annotated[str | None, typer.Option(help="The station's PUB, tcp://host:port.")] = None,
-    deadline_ms: Annotated[int | None, typer.Option(help="Per part.")] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(help="Upper 32 bits of trigger ids, 8 hex digits; default: new each start."),
-    ] = None,
-    allow_simulated: Annotated[
-        bool, typer.Option(help="Let OK of a station that runs on recorded pictures pass.")
-    ] = False,
-) -> None:
-    """Serve one station's verdicts on Modbus TCP, registers only."""
-    from station.settings import load_settings
-
-    settings = load_settings(config)
-    gateway = settings.gateway
-    asyncio.run(
-        serve(
-            gateway_address(settings, ctl, pub, "modbus"),
-            ModbusSettings(
-                host=host or gateway.modbus_host,
-                port=gateway.modbus_port if port is None else port,
-                deadline_ms=deadline_ms or gateway.deadline_ms,
-                prefix=_prefix(prefix),
-                allow_simulated=allow_simulated,
-            ),
-        )
-    )
-
-
-def _prefix(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        value = int(text, 16)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**32:
-        raise ConfigError(f"--prefix {text!r} is not a number of up to 8 hex digits")
-    return value

@@ -1,0 +1,371 @@
+"""The Modbus gateway seen by a bare pymodbus client that applies the documented rule."""
+
+import asyncio
+import json
+import threading
+import time
+from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pymodbus")
+from pymodbus.client import ModbusTcpClient
+
+from engines.errors import InUseError
+from station.gateways.link_io import StationAddress
+from station.gateways.modbus import ModbusGateway, ModbusSettings
+from tests.station.gatekit import Program, ScriptedStation, free_port, truth, wait_for
+
+READY, BUSY, VALID, SYNCED, LINK = 1, 2, 4, 8, 16
+VERDICTS = {0x5A5A: "OK", 0x3C3C: "NG", 0x6969: "UNDECIDED", 0x0F0F: "ERROR", 0x9696: "REFUSED"}
+
+GATEKIT = Path(__file__).with_name("gatekit.py")
+Where = namedtuple("Where", "ctl pub")
+
+
+class Plc:
+    """An integrator's PLC: nothing of ours, only numbers from the document."""
+
+    def __init__(self, port):
+        self.client = ModbusTcpClient("127.0.0.1", port=port, timeout=2)
+        assert self.client.connect()
+        self.word, self.ack = self.read()[8], 0
+        self.beat, self.beat_at = None, time.monotonic()
+        self.write(0)
+
+    def read(self):
+        answer = self.client.read_input_registers(0, count=21)
+        assert not answer.isError(), answer
+        words = answer.registers
+        if words[1] != getattr(self, "beat", None):
+            self.beat, self.beat_at = words[1], time.monotonic()
+        return words
+
+    def write(self, part):
+        words = [self.word, part >> 16, part & 0xFFFF, self.ack >> 16, self.ack & 0xFFFF]
+        assert not self.client.write_registers(0, words).isError()
+
+    def wait_bits(self, bits, timeout=10):
+        return wait_for(lambda: (w := self.read())[2] & bits == bits and w, timeout, 0.002)
+
+    def passes(self, words, part):
+        key = words[3] ^ 0x36C9
+        return (
+            words[0] == 0x4901
+            and words[20] == words[1] ^ 0xFFFF
+            and time.monotonic() - self.beat_at <= 0.5
+            and words[2] & 0xFF9E == VALID | SYNCED | LINK
+            and words[4] << 16 | words[5] == part != 0
+            and words[6] == words[4] ^ key
+            and words[7] == words[5] ^ key
+            and words[3] == 0x5A5A
+        )
+
+    def inspect(self, part, timeout=3):
+        """(passed, verdict word's name, reason) of one part, acknowledged."""
+        self.wait_bits(READY)
+        self.word = (self.word + 1) & 0xFFFF
+        self.write(part)
+
+        def answered():
+            words = self.read()
+            return words[2] & VALID and words[4] << 16 | words[5] == part and words
+
+        words = wait_for(answered, timeout, 0.001)
+        passed = self.passes(words, part)
+        self.ack = part
+        self.write(part)
+        return passed, VERDICTS[words[3]], words[9]
+
+    def close(self):
+        self.client.close()
+
+
+@contextmanager
+def gateway(station, line="l1", name="s1", **more):
+    """The gateway in a thread with its own loop."""
+    address = StationAddress(station.ctl, station.pub, line, name, keys=more.pop("keys", None))
+    ready, loop, held = threading.Event(), asyncio.new_event_loop(), {}
+
+    async def main():
+        held["gateway"] = made = ModbusGateway(
+            address, ModbusSettings("127.0.0.1", 0, more.pop("deadline_ms", 1000), **more)
+        )
+        held["stop"] = asyncio.Event()
+        await made.start()
+        ready.set()
+        try:
+            await made.run(held["stop"])
+        finally:
+            await made.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield held["gateway"]
+    finally:
+        loop.call_soon_threadsafe(held["stop"].set)
+        thread.join(5)
+        loop.close()
+
+
+@pytest.fixture
+def station(tmp_path):
+    made = ScriptedStation(tmp_path / "ledger.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def line(station):
+    with gateway(station) as made:
+        plc = Plc(made.port)
+        yield station, made, plc
+        plc.close()
+
+
+def run_parts(plc, count):
+    seen, wrong = {}, []
+    for part in range(1, count + 1):
+        passed, verdict, _ = plc.inspect(part)
+        seen[verdict] = seen.get(verdict, 0) + 1
+        if verdict != truth(str(part)) or passed != (verdict == "OK"):
+            wrong.append((part, verdict, passed))
+    return seen, wrong
+
+
+def test_a_run_sees_every_verdict_and_none_wrong(line):
+    _, _, plc = line
+    seen, wrong = run_parts(plc, 100)
+    assert not wrong and set(seen) == {"OK", "NG", "UNDECIDED", "ERROR"}
+
+
+@pytest.mark.slow
+def test_a_run_of_1000_parts_sees_every_verdict_and_none_wrong(line):
+    station, _, plc = line
+    begun = time.monotonic()
+    seen, wrong = run_parts(plc, 1000)
+    print(f"1000 parts over Modbus in {time.monotonic() - begun:.1f} s: {seen}")
+    assert not wrong and sum(seen.values()) == 1000
+    assert station.ledger.last_seq("result") == 1000
+
+
+def test_the_registers_hold_score_threshold_seq_and_epoch(line):
+    station, made, plc = line
+    part = next(n for n in range(1, 50) if truth(str(n)) == "NG")
+    plc.wait_bits(READY)
+    plc.word += 1
+    plc.write(part)
+    words = plc.wait_bits(VALID)
+    assert words[10:12] == [1500, 500] and words[9] == 1
+    assert words[14:16] == [0, station.ledger.last_seq("result")]
+    assert words[16] << 16 | words[17] == int(station.ledger.epoch[:8], 16)
+    assert words[18] << 16 | words[19] == made.bridge.prefix
+    assert words[8] == plc.word
+
+
+def test_the_bits_go_ready_busy_valid_and_back(line):
+    station, _, plc = line
+    station.work_s = 0.15
+    plc.wait_bits(READY)
+    plc.word += 1
+    plc.write(7)
+    assert plc.wait_bits(BUSY)[2] & (READY | VALID) == 0
+    assert plc.wait_bits(VALID)[2] & (READY | BUSY) == 0
+    plc.ack = 7
+    plc.write(7)
+    words = plc.wait_bits(READY)
+    assert words[2] & (BUSY | VALID) == 0 and words[3] == 0
+
+
+def test_a_station_that_is_not_ready_or_gone_shows_and_refuses(line):
+    station, _, plc = line
+    plc.wait_bits(READY)
+    station.ready = False
+    wait_for(lambda: not plc.read()[2] & READY, 1)
+    assert plc.read()[2] & LINK
+    plc.word += 1
+    plc.write(3)
+    words = plc.wait_bits(VALID)
+    assert words[3] == 0x9696 and words[9] == 102 and not plc.passes(words, 3)
+
+
+def test_frozen_heartbeats_are_a_lost_station_within_a_second(line):
+    """The station still answers, but capture, engine or ledger stand still."""
+    station, _, plc = line
+    plc.wait_bits(READY)
+    station.frozen = True
+    begun = time.monotonic()
+    wait_for(lambda: not plc.read()[2] & (READY | LINK), 2)
+    assert time.monotonic() - begun < 1.0
+    station.frozen = False
+    plc.wait_bits(READY)
+    assert plc.inspect(11)[1] == truth("11")
+
+
+def test_losing_the_station_withdraws_an_ok_that_was_not_acknowledged(line):
+    station, _, plc = line
+    part = next(n for n in range(1, 50) if truth(str(n)) == "OK")
+    plc.wait_bits(READY)
+    plc.word += 1
+    plc.write(part)
+    assert plc.passes(plc.wait_bits(VALID), part)
+    station.frozen = True
+    words = wait_for(lambda: (w := plc.read())[2] & LINK == 0 and w, 2)
+    assert words[3] == 0x9696 and words[9] == 106 and not plc.passes(words, part)
+
+
+def test_a_verdict_that_never_comes_is_refused(line):
+    station, _, plc = line
+    station.silent = True
+    begun = time.monotonic()
+    passed, verdict, reason = plc.inspect(5, timeout=4)
+    assert (passed, verdict, reason) == (False, "REFUSED", 107)
+    assert time.monotonic() - begun < 2.5
+
+
+def test_a_repeated_id_is_refused_as_duplicate(line):
+    _, _, plc = line
+    part = next(n for n in range(1, 50) if truth(str(n)) == "OK")
+    assert plc.inspect(part)[0]
+    assert plc.inspect(part) == (False, "REFUSED", 103)
+
+
+def test_an_ok_on_recorded_pictures_passes_only_when_allowed(tmp_path):
+    part = next(n for n in range(1, 50) if truth(str(n)) == "OK")
+    for allowed in (False, True):
+        made = ScriptedStation(tmp_path / f"{allowed}.db", simulated=True)
+        with gateway(made, allow_simulated=allowed) as door:
+            plc = Plc(door.port)
+            assert plc.inspect(part)[0] is allowed
+            plc.close()
+        made.close()
+
+
+def test_only_registers_exist_and_the_input_registers_cannot_be_written(line):
+    _, _, plc = line
+    assert plc.client.read_coils(0, count=1).isError()
+    assert plc.client.read_discrete_inputs(0, count=1).isError()
+    assert plc.client.write_coil(0, True).isError()
+    assert plc.client.read_input_registers(0, count=22).isError()
+    assert plc.client.write_registers(4, [1, 2]).isError()
+    assert not plc.client.read_holding_registers(0, count=5).isError()
+
+
+def test_a_port_in_use_is_one_clear_sentence(station, line):
+    async def second():
+        made = ModbusGateway(
+            StationAddress(station.ctl, station.pub, "l1", "s1"),
+            ModbusSettings("127.0.0.1", line[1].port, 1000),
+        )
+        try:
+            await made.start()
+        finally:
+            await made.close()
+
+    with pytest.raises(InUseError, match="cannot listen on"):
+        asyncio.run(second())
+
+
+def test_two_stations_and_their_gateways_do_not_mix_parts(tmp_path):
+    """Names where one is the other's beginning, the same ids, interleaved."""
+    a = ScriptedStation(tmp_path / "a.db", name="st1")
+    b = ScriptedStation(tmp_path / "b.db", name="st10")
+    with gateway(a, name="st1") as left, gateway(b, name="st10") as right:
+        plcs = Plc(left.port), Plc(right.port)
+        for part in range(1, 21):
+            for plc, station in zip(plcs, (a, b), strict=True):
+                assert plc.inspect(part)[1] == truth(str(part))
+                assert station.ledger.last_seq("result") == part
+        for plc in plcs:
+            plc.close()
+    a.close()
+    b.close()
+
+
+def test_a_gateway_does_not_listen_to_another_station_at_its_address(tmp_path):
+    other = ScriptedStation(tmp_path / "o.db", name="other")
+    with gateway(other, name="s1") as made:
+        plc = Plc(made.port)
+        time.sleep(1.0)
+        assert plc.read()[2] & (READY | LINK) == 0
+        plc.close()
+    other.close()
+
+
+MODBUS = "import sys; from station.gateways.modbus_cli import app; app(sys.argv[1:])"
+
+
+def modbus_program(station, port, tmp_path):
+    return Program(
+        *("-c", MODBUS, "--config", tmp_path / "station.toml", "--port", port),
+        *("--ctl", station.ctl, "--pub", station.pub),
+        log=tmp_path / "modbus.log",
+    )
+
+
+@pytest.fixture
+def toml(tmp_path):
+    (tmp_path / "station.toml").write_text('[station]\nline = "l1"\nname = "s1"\n')
+    return tmp_path
+
+
+def connect(port):
+    def attempt():
+        client = ModbusTcpClient("127.0.0.1", port=port, timeout=2)
+        return client if client.connect() else client.close()
+
+    return wait_for(attempt, 15, 0.1)
+
+
+def test_a_killed_gateway_comes_back_without_the_old_ok(station, toml):
+    port = free_port()
+    part = next(n for n in range(1, 50) if truth(str(n)) == "OK")
+    with modbus_program(station, port, toml) as program:
+        connect(port).close()
+        plc = Plc(port)
+        plc.wait_bits(READY)
+        plc.word += 1
+        plc.write(part)
+        assert plc.passes(plc.wait_bits(VALID), part)  # an OK, not yet acknowledged
+        program.kill()
+        program.start()
+        plc.client = connect(port)
+        for _ in range(50):
+            plc.write(part)  # a PLC that writes its words in every cycle
+            words = plc.read()
+            assert not plc.passes(words, part) and not words[2] & (VALID | BUSY)
+            time.sleep(0.02)
+        assert station.ledger.last_seq("result") == 1  # and nothing was inspected again
+        assert plc.inspect(part + 1)[1] == truth(str(part + 1))
+        plc.close()
+
+
+def test_a_killed_station_is_not_ready_then_back_and_no_verdict_is_lost(toml):
+    port = free_port()
+    where = Where(*(f"tcp://127.0.0.1:{free_port()}" for _ in range(2)))
+    options = json.dumps(where._asdict() | {"work_s": 0.3})
+    with (
+        Program(GATEKIT, toml / "k.db", "--options", options, log=toml / "station.log") as station,
+        modbus_program(where, port, toml),
+    ):
+        connect(port).close()
+        plc = Plc(port)
+        assert plc.inspect(1)[1] == truth("1")
+        plc.wait_bits(READY)
+        plc.word += 1
+        plc.write(2)
+        plc.wait_bits(BUSY)
+        station.kill()
+        words = plc.wait_bits(VALID, 3)
+        assert words[3] == 0x9696 and not plc.passes(words, 2)
+        assert not words[2] & (READY | LINK)
+        station.start()
+        plc.ack = 2
+        plc.write(2)
+        assert plc.inspect(3, 10)[1] == truth("3")
+        assert plc.inspect(4)[1] == truth("4")
+        plc.close()
