@@ -7,7 +7,7 @@ Exit codes: 0 ok, 1 internal, 2 usage, 3 configuration, 4 camera or source, 5 en
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -16,7 +16,7 @@ from station.lazy import Lazy, LazyGroup
 
 
 class _Commands(LazyGroup):
-    lazy = {
+    lazy: ClassVar[dict[str, Lazy]] = {
         "tail": Lazy("station.tail", "tail", "Print verdicts, words and events live."),
         "doctor": Lazy("station.doctor_cli", "app", "What can run here, and why not."),
         "ui": Lazy("station.ui.cli", "app", "The operator page, a program of its own."),
@@ -162,24 +162,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    import click
-
     try:
-        result: Any = app(args=argv, standalone_mode=False, prog_name="station")
-        return result if isinstance(result, int) else 0
+        app(args=argv, prog_name="station")
+    except SystemExit as end:  # typer's own: usage errors are 2, help is 0
+        return end.code if isinstance(end.code, int) else 0
     except StationError as error:
         print(f"station: {error}", file=sys.stderr)
         return error.code
-    except click.exceptions.Abort:
-        return 130
     except KeyboardInterrupt:
         return 130
-    except click.ClickException as error:
-        error.show()
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe has gone: no fault
-        return 0
     except Exception as error:
         if os.environ.get("STATION_TRACEBACK"):
             raise
@@ -189,6 +182,7 @@ def _run(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    return 0
 
 
 if __name__ == "__main__":

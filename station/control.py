@@ -110,7 +110,10 @@ class Control:
     def image(self, ref: str) -> tuple[dict[str, Scalar], bytes] | None:
         """Picture of a part, its media type in the header."""
         found = self._daemon.image(ref)
-        return found and ({"media_type": found[0]}, found[1])
+        if found is None:
+            return None
+        header: dict[str, Scalar] = {"media_type": found[0]}
+        return header, found[1]
 
     # -- admins ------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name
 
 from engines.errors import UsageError
@@ -22,32 +22,26 @@ class Lazy(NamedTuple):
 class LazyGroup(TyperGroup):
     """A command group that knows names and one line of help before it imports anything."""
 
-    lazy: Mapping[str, Lazy] = {}
+    lazy: ClassVar[Mapping[str, Lazy]] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Declared order first, then the lazy ones."""
         return [*super().list_commands(ctx), *(n for n in self.lazy if n not in self.commands)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import the module of a lazy command; for help a stub with its line is enough."""
+        """For help a stub with one line; `resolve_command` asks for the real one."""
         found = super().get_command(ctx, cmd_name)
-        if found is not None or cmd_name not in self.lazy:
-            return found
-        entry = self.lazy[cmd_name]
-        if getattr(ctx, "resilient_parsing", False) or _only_help(ctx):
-            return _stub(cmd_name, entry)
-        return _load(cmd_name, entry)
+        if found is None and cmd_name in self.lazy:
+            entry = self.lazy[cmd_name]
+            return TyperCommand(cmd_name, help=entry.help, short_help=entry.help)
+        return found
 
-
-def _only_help(ctx: Any) -> bool:
-    """Whether this group's own help is being written (no sub-command was named)."""
-    return not getattr(ctx, "_protected_args", None) and not ctx.args
-
-
-def _stub(name: str, entry: Lazy) -> Any:
-    import click
-
-    return click.Command(name, help=entry.help, short_help=entry.help)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that was named is imported here."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and name in self.lazy and name not in self.commands:
+            command = _load(name, self.lazy[name])
+        return name, command, rest
 
 
 def _load(name: str, entry: Lazy) -> Any:

@@ -27,9 +27,9 @@ def print_summary(outcome: "Outcome", what: str) -> None:
     table.add_column(justify="right")
     table.add_column()
     table.add_row("parts", str(totals.parts))
-    for verdict in _COLOURS:
+    for verdict, colour in _COLOURS.items():
         count = totals.verdicts.get(verdict, 0)
-        style = _COLOURS[verdict] if count else "dim"
+        style = colour if count else "dim"
         table.add_row(verdict, f"[{style}]{count}[/]")
     for reason, count in sorted(totals.reasons.items()):
         table.add_row(f"reason {reason}", str(count), style="dim")

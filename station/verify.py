@@ -38,7 +38,7 @@ class Verifier:
             "threshold": "" if result.threshold is None else repr(result.threshold),
         }
         for field, value in now.items():
-            if field in tags and (tags[field] or "") not in (value, "None" if not value else value):
+            if field in tags and tags[field] not in (value, value or "None"):
                 found = Difference(record.frame.name, field, tags[field], value)
                 self.differences.append(found)
 

@@ -85,8 +85,8 @@ class FaultCamera:
             while self.mode != "drop":
                 if self.mode != "stall":
                     data = self._next()
-                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-                    handler.wfile.write(head.encode() + data + b"\r\n")
+                    head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+                    handler.wfile.write(head % len(data) + data + b"\r\n")
                     handler.wfile.flush()
                     self.last_sent_s = time.monotonic()
                 due += 1 / self.fps

@@ -15,7 +15,7 @@ from station.inspection import Product
 
 @dataclass
 class FakeEngine:
-    """Score = mean brightness / 255 of the tile. `fault`: "", slow, raise, nan, inf, hang, shape."""
+    """Score = mean brightness / 255 of the tile. `fault`: "", raise, nan, inf, hang, shape."""
 
     delay_s: float = 0.0
     fault: str = ""
