@@ -34,7 +34,7 @@ def make_defect(
 ) -> Defective:
     """One defective part from a good one (240,240,3); `donor` is another picture for NSA patches.
 
-    A defect that cannot be seen is drawn again; after 8 tries a dark hole is made, which always can.
+    A defect that cannot be seen is drawn again; after 8 tries a hole is made, which always can.
     """
     for _ in range(8):
         name = category or str(rng.choice(CATEGORIES, p=WEIGHTS))
