@@ -60,7 +60,8 @@ lint: $(VENV)/.dev ## ruff and mypy over every package
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev ## the speed tables of benchmarks/RESULTS.md
-	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out common,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+	  echo "== benchmarks.$$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 lock: $(BIN)/python ## pin every version anew (cpu and gpu exclude each other, both are in the file)
 	$(PIP) install -q uv
