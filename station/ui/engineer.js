@@ -1,0 +1,146 @@
+const SVG = "http://www.w3.org/2000/svg", BINS = 50, REFRESH_MS = 2000;
+
+const engineer = {
+  parts: [], timer: 0, top: 1, limit: null, identity: {}, moved: false,
+
+  async open() {
+    await this.refresh();
+    this.timer = setInterval(() => this.refresh(), REFRESH_MS);
+    this.product();
+  },
+  leave() { clearInterval(this.timer); },
+
+  async refresh() {
+    const answer = await fetch("/history").catch(() => null);
+    if (!answer || !answer.ok) return;
+    this.parts = (await answer.json()).parts;
+    const judged = this.parts.filter((part) => part[1] !== null);
+    this.limit = judged.length ? judged[judged.length - 1][1] : null;
+    const scores = this.parts.map((part) => part[0]).sort((a, b) => a - b);
+    this.top = Math.max(1.5 * (this.limit || 0), scores[Math.floor(scores.length * 0.995)] || 0, 1e-6) * 1.05;
+    if (!this.moved && this.limit) $("whatif").value = String(Math.round(1000 * this.limit / this.top));
+    this.draw();
+  },
+
+  draw() {
+    const bins = Array.from({ length: BINS }, () => ({ OK: 0, UNDECIDED: 0, NG: 0, ERROR: 0 }));
+    for (const [score, , verdict] of this.parts)
+      bins[Math.min(BINS - 1, Math.floor(BINS * score / this.top))][verdict] += 1;
+    const most = Math.max(1, ...bins.map((b) => b.OK + b.UNDECIDED + b.NG + b.ERROR));
+    const nodes = [];
+    bins.forEach((bin, i) => {
+      let y = 255;
+      for (const verdict of ["OK", "UNDECIDED", "NG", "ERROR"]) {
+        const high = 245 * bin[verdict] / most;
+        if (high) nodes.push(shape("rect", { x: i * 1000 / BINS + 1, y: y - high, width: 1000 / BINS - 2, height: high, "data-bar": verdict }));
+        y -= high;
+      }
+    });
+    const then = this.whatIf();
+    if (this.limit) nodes.push(upright(1000 * this.limit / this.top, "now"));
+    nodes.push(upright(1000 * then / this.top, "then"));
+    $("histogram").replaceChildren(...nodes);
+    text("histrange", `${this.parts.length} parts, scores 0 to ${figure(this.top)}; solid line: limit ${figure(this.limit)}, dashed: what if`);
+    this.cost(then);
+  },
+
+  whatIf() { return this.top * $("whatif").value / 1000; },
+
+  cost(then) {
+    text("whatifvalue", figure(then));
+    if (!this.limit) return text("whatifcost", "No judged parts yet.");
+    const rejected = this.parts.filter((p) => p[2] === "OK" && !(p[0] <= then));
+    const passed = this.parts.filter((p) => p[2] === "NG" && p[0] <= then);
+    text("whatifcost", `Of the last ${this.parts.length} parts: ${rejected.length} passed parts would be rejected, `
+      + `${passed.length} rejected parts would pass.`);
+    const chips = [...passed.map((p) => `would pass: ${p[3]}`), ...rejected.map((p) => `would be rejected: ${p[3]}`)];
+    $("whatifparts").replaceChildren(...chips.slice(0, 12).map((label) => {
+      const item = document.createElement("li"); item.textContent = label; return item;
+    }));
+  },
+
+  takeSnapshot(all) {
+    this.identity = all.identity;
+    $("events").replaceChildren();
+    all.events.forEach((event) => this.takeEvent(event));
+    if (!$("engineer").hidden) this.product();
+  },
+
+  takeEvent(event) {
+    const item = document.createElement("li"), kind = document.createElement("b");
+    kind.textContent = event.kind.replaceAll("_", " "); kind.dataset.severity = event.severity;
+    item.append(`${clock(event.t)} `, kind, ` ${event.text}`);
+    $("events").prepend(item);
+    while ($("events").childElementCount > 50) $("events").lastElementChild.remove();
+  },
+
+  async product() {
+    const name = app.state.recipe || this.identity.recipe || "-";
+    const answer = await fetch("/product/" + encodeURIComponent(name)).catch(() => null);
+    if (!answer || !answer.ok) return;
+    const product = await answer.json();
+    const rows = [["recipe", name]];
+    for (const key of ["recipe_sha", "bundle_sha", "config_sha", "epoch"])
+      if (this.identity[key]) rows.push([key, this.identity[key]]);
+    rows.push(["version", app.state.version || "–"], ["describer", app.state.describer || "–"]);
+    flatten("", product.recipe || {}, rows); flatten("calibration.", product.calibration || {}, rows);
+    $("identity").replaceChildren(...rows.map(pair));
+    this.gate(product.bundle);
+    this.references(name, product.references, product.flags);
+  },
+
+  gate(bundle) {
+    if (!bundle || !Object.keys(bundle.facts).length) return;
+    const rows = Object.entries(bundle.facts);
+    for (const engine of bundle.engines) flatten(engine.name + ": ", engine.figures, rows);
+    const table = document.createElement("table");
+    table.append(...rows.map(pair));
+    $("gate").replaceChildren(table);
+  },
+
+  references(name, files, flags) {
+    text("refnote", files.length ? `${files.length} pictures. Flagging one leaves a note for the next enrolment.` : "None found.");
+    $("references").replaceChildren(...files.map((file) => {
+      const item = document.createElement("li"), image = document.createElement("img");
+      const label = document.createElement("span"), button = document.createElement("button");
+      image.src = `/reference/${encodeURIComponent(name)}/${encodeURIComponent(file)}`;
+      image.alt = `Good reference ${file}`; image.loading = "lazy";
+      label.className = "name"; label.textContent = file;
+      const show = (flagged) => {
+        button.setAttribute("aria-pressed", String(flagged));
+        button.setAttribute("aria-label", `Flag ${file}`);
+        button.textContent = flagged ? "⚑ Flagged" : "⚐ Flag";
+      };
+      show(Boolean(flags[file]));
+      button.onclick = async () => {
+        const flagged = button.getAttribute("aria-pressed") !== "true";
+        const body = JSON.stringify({ recipe: name, file, why: flagged ? "flagged on the page" : "" });
+        const done = await fetch("/flag", { method: "POST", headers: { "Content-Type": "application/json" }, body }).catch(() => null);
+        if (done && done.ok) show(flagged);
+      };
+      item.append(image, label, button);
+      return item;
+    }));
+  },
+};
+
+function pair([name, value]) { const line = row([String(value)]); line.prepend(row([name], true).firstChild); return line; }
+
+function flatten(prefix, data, rows) {
+  for (const [key, value] of Object.entries(data)) {
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) flatten(`${prefix}${key}.`, value, rows);
+    else rows.push([prefix + key, Array.isArray(value) ? value.join(", ") : value === null ? "–" : value]);
+  }
+}
+
+function shape(kind, attributes) {
+  const node = document.createElementNS(SVG, kind);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+function upright(x, name) { return shape("line", { x1: x, x2: x, y1: 0, y2: 260, class: name }); }
+
+$("whatif").oninput = () => { engineer.moved = true; engineer.draw(); };
+wire();
+listen();
