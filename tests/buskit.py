@@ -1,0 +1,126 @@
+"""A fast station for the tests of ledger and bus: real ledger, real bus, an engine that answers
+at once (or as late, or never, as a test wants). A test double: it lives only here."""
+
+import threading
+import time
+
+from station.bus import Bus, BusConfig
+from station.ledger import Duplicate, Ledger
+from station.schema import Opening, Reason, ResultDraft, StatusFacts, Verdict, new_id
+
+LOCAL = ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+
+
+def opening(trigger_id=None, **changes):
+    """A trigger as the daemon opens it."""
+    fields = {
+        "trigger_id": trigger_id or new_id(),
+        "received_ns": time.monotonic_ns(),
+        "deadline_ms": 1000,
+        "t_trigger_us": time.time_ns() // 1000,
+        "threshold": 0.5,
+        "recipe": "test",
+    }
+    return Opening(**(fields | changes))
+
+
+def draft(trigger_id, score=0.1, **changes):
+    """OK or NG by the score."""
+    ok = score <= 0.5
+    fields = {
+        "trigger_id": trigger_id,
+        "verdict": Verdict.OK if ok else Verdict.NG,
+        "reason": Reason.SCORE,
+        "score": score,
+        "threshold": 0.5,
+    }
+    return ResultDraft(**(fields | changes))
+
+
+class FastStation:
+    """Ledger, bus and an instant engine. `infer_s` delays the answer, `in_flight` bounds parts."""
+
+    def __init__(
+        self,
+        folder,
+        *,
+        line="line1",
+        station="st1",
+        infer_s=0.0,
+        in_flight=1000,
+        pub=LOCAL[0],
+        ctl=LOCAL[1],
+        **config,
+    ):
+        self.ledger = Ledger(folder / f"{station}.db", line=line, station=station)
+        self.bus = Bus(BusConfig(line, station, pub, ctl, **config), self.ledger, self)
+        self.infer_s, self.in_flight = infer_s, in_flight
+        self.hb, self.open, self.ready = 0, 0, True
+        self.triggers, self.admins, self.pictures = [], [], {}
+        self._lock = threading.Lock()
+        self.bus.start()
+
+    def on_trigger(self, command, reply):
+        self.triggers.append(command.trigger_id)
+        if not self.ready:
+            reply.not_ready("test")
+            return
+        with self._lock:
+            if self.open >= self.in_flight:
+                reply.busy()
+                return
+            self.open += 1
+        part = opening(
+            command.trigger_id,
+            part_id=command.part_id,
+            session=reply.session,
+            received_ns=reply.received_ns,
+            deadline_ms=command.deadline_ms or 1000,
+        )
+        self.ledger.open_part(part).add_done_callback(lambda done: self._opened(done, reply))
+
+    def _opened(self, done, reply):
+        if done.exception() is not None:
+            reply.not_ready(str(done.exception()))
+            self._closed()
+            return
+        part = done.result()
+        if isinstance(part, Duplicate):
+            reply.duplicate()
+            self._closed()
+            return
+        reply.accepted(part.part_id, part.attempt)
+        if self.infer_s:
+            threading.Timer(self.infer_s, self._judge, (part,)).start()
+        else:
+            self._judge(part)
+
+    def _judge(self, part):
+        score = 0.9 if part.part_id.startswith("bad") else 0.1
+        committed = self.ledger.commit_result(draft(part.trigger_id, score))
+        committed.add_done_callback(lambda _: self._closed())
+
+    def _closed(self):
+        with self._lock:
+            self.open -= 1
+
+    def status(self):
+        self.hb += 1
+        return StatusFacts(
+            ready=self.ready,
+            busy=self.open > 0,
+            mode="triggered",
+            hb=self.hb,
+            open_triggers=self.open,
+        )
+
+    def image(self, ref):
+        return self.pictures.get(ref)
+
+    def on_admin(self, command, reply):
+        self.admins.append(command)
+        reply.done(ms=1)
+
+    def stop(self):
+        self.bus.stop()
+        self.ledger.close()
