@@ -1,0 +1,126 @@
+"""Writes the files of a bundle: engines, prompts, reference frames and answers, manifest."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import onnx
+import onnxruntime
+from safetensors.numpy import save_file
+
+from engines.bundle import MANIFEST, Bundle, EngineEntry, Manifest, sha256
+from engines.detector import Detector
+from engines.preprocess import spec_hash
+from engines.selftest import COMPARED, FRAMES, OUTPUTS, reference_run
+from engines.text import TextEncoder
+from export.frames import draw
+from export.graph import OPSET, Graph
+from export.model.config import ModelConfig
+from export.prompts import ensemble
+
+WEIGHTS = "weights.safetensors"
+PROMPTS = "prompts.json"
+
+
+def write_engine(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
+    """Save and check one graph (external weights must lie beside it)."""
+    model = graph.model(path.stem, metadata)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))
+
+
+def entry_of(graph: Graph, path: Path, **fields: Any) -> EngineEntry:
+    """Manifest entry of a written engine."""
+    return EngineEntry(
+        file=path.name, sha256=sha256(path), opset=OPSET,
+        inputs=tuple(graph.ports[0]), outputs=tuple(graph.ports[1]), **fields,
+    )  # fmt: skip
+
+
+def write_prompts(out: Path) -> str:
+    """prompts.json; returns its hash."""
+    prompts = ensemble()
+    (out / PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
+    return str(prompts["hash"])
+
+
+def write_frames(out: Path) -> None:
+    """The procedural reference frames: one good part and two damaged ones, three sizes."""
+    (out / "reference").mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(FRAMES):
+        image = draw(index, defective=index > 0).image
+        if not (out / name).is_file():
+            cv2.imwrite(str(out / name), image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+@dataclass
+class Draft:
+    """A bundle being built."""
+
+    out: Path
+    config: ModelConfig
+    source: dict[str, str]
+    trained: str
+    engines: list[EngineEntry] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    gate: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, str] = field(default_factory=dict)
+
+    def manifest(self) -> Manifest:
+        """The manifest over the files that are there now."""
+        names = [WEIGHTS, PROMPTS, *FRAMES, *(e.file for e in self.engines)]
+        names += [OUTPUTS] if (self.out / OUTPUTS).is_file() else []
+        prompts = json.loads((self.out / PROMPTS).read_text())
+        return Manifest(
+            preset=self.config.name,
+            trained=self.trained,
+            config=json.loads(self.config.to_json()),
+            embed_dim=self.config.embed_dim,
+            tap_dims=self.config.tap_dims,
+            llm_hidden=self.config.llm_hidden,
+            source=self.source,
+            preprocess=spec_hash(),
+            prompts=prompts["hash"],
+            files={name: sha256(self.out / name) for name in names},
+            engines=tuple(self.engines),
+            gate=self.gate,
+            rejected=tuple(self.rejected),
+            built={**versions(), **self.built},
+        )
+
+    def bundle(self) -> Bundle:
+        """The draft as a bundle in memory, so that engines are tried before they ship."""
+        return Bundle(self.out, self.manifest(), "draft")
+
+    def write(self) -> None:
+        """Write manifest.json last: a bundle without it is no bundle."""
+        text = json.dumps(self.manifest().model_dump(mode="json"), indent=1) + "\n"
+        draft = self.out / (MANIFEST + ".part")
+        draft.write_text(text)
+        draft.replace(self.out / MANIFEST)
+
+
+def write_reference(draft: Draft) -> None:
+    """Raw outputs of every shipped detector on the reference frames, for the boot self-test."""
+    bundle = draft.bundle()
+    anchors = TextEncoder.open(bundle).anchors("object")
+    stored = {"anchors": anchors}
+    for entry in bundle.engines("detector"):
+        detector = Detector(bundle, entry, "ort-cpu", 1)
+        for case, answer in zip(("zero", "few"), reference_run(detector, anchors), strict=True):
+            for name in COMPARED:
+                stored[f"{entry.file}/{case}/{name}"] = getattr(answer, name)
+    save_file(stored, draft.out / OUTPUTS)
+
+
+def versions() -> dict[str, str]:
+    """What built it."""
+    return {
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
