@@ -68,7 +68,7 @@ class ScriptedStation:
         self.bus = Bus(
             BusConfig(line=line, station=name, pub=pub, ctl=ctl, keys=keys), self.ledger, self
         )
-        self._open = 0
+        self._slot = threading.Semaphore(1)  # one part in flight, as the daemon's default
         self._hb = 0
         self._queue = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, daemon=True)
@@ -86,9 +86,8 @@ class ScriptedStation:
     def on_trigger(self, command, reply):
         if not self.ready:
             return reply.not_ready("scripted")
-        if self._open:
+        if not self._slot.acquire(blocking=False):
             return reply.busy()
-        self._open += 1
         opening = Opening(
             trigger_id=command.trigger_id,
             part_id=command.part_id,
@@ -105,7 +104,7 @@ class ScriptedStation:
     def _opened(self, future, reply):
         part = future.result()
         if isinstance(part, Duplicate):
-            self._open -= 1
+            self._slot.release()
             reply.duplicate()
         else:
             reply.accepted(part.part_id, part.attempt)
@@ -114,15 +113,15 @@ class ScriptedStation:
     def _work(self):
         while (part := self._queue.get()) is not None:
             if self.silent:
-                self._open -= 1
+                self._slot.release()
                 continue
             time.sleep(self.work_s)
-            self._open -= 1  # as the daemon: free before the answer leaves
+            self._slot.release()  # as the daemon: free before the answer leaves
             self.ledger.commit_result(draft(part.trigger_id, part.part_id))
 
     def status(self):
         self._hb += 0 if self.frozen else 1
-        return StatusFacts(ready=self.ready, busy=bool(self._open), mode="triggered", hb=self._hb)
+        return StatusFacts(ready=self.ready, busy=False, mode="triggered", hb=self._hb)
 
     def image(self, ref):
         return None
