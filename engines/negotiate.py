@@ -1,0 +1,160 @@
+"""Which engine on which runtime: measured once on this machine, among what passed the gate.
+
+No table of processors decides: on one AVX2 machine ONNX Runtime is ahead of OpenVINO, with
+AVX-512 VNNI it is the other way round. The decision is kept, because a recipe belongs to the
+engine that enrolled it: deciding anew at every start could flip between two equally fast ones.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+from engines.bundle import Bundle, EngineEntry
+from engines.errors import EngineError
+from engines.session import RuntimeInfo, runtimes, thread_count
+
+ROUNDS = 7
+MARGIN = 0.95
+"""A later candidate must be at least 5 % faster than the one before it to be taken: below that the
+clock decides, not the engine."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One candidate: `ms` is the median per tile, None when it cannot be used (see `remark`)."""
+
+    file: str
+    runtime: str
+    precision: str
+    ms: float | None
+    remark: str = ""
+
+
+Clock = Callable[[EngineEntry, str], float]
+"""Median milliseconds of an engine on a runtime; raises EngineError when it must not be used."""
+
+
+def cache_folder() -> Path:
+    """Where decisions are kept: $STATION_CACHE or ~/.cache/inspection-station."""
+    return Path(os.environ.get("STATION_CACHE", Path.home() / ".cache" / "inspection-station"))
+
+
+def candidates(
+    bundle: Bundle, mode: str, infos: Sequence[RuntimeInfo], precision: str | None = None
+) -> list[tuple[EngineEntry, str]]:
+    """Every shipped engine of the mode on every available runtime; the bundle's default first."""
+    shipped = [e for e in bundle.engines("detector", mode) if e.passed]
+    return [
+        (entry, info.name)
+        for entry in shipped
+        for info in infos
+        if info.available and entry.precision in info.precisions
+        if precision in (None, entry.precision)
+    ]
+
+
+def decide(options: Sequence[tuple[EngineEntry, str]], clock: Clock) -> tuple[Choice, list[Choice]]:
+    """The fastest that can be used, and all with their figures.
+
+    Raises EngineError with every reason when none can.
+    """
+    tried = []
+    for entry, runtime in options:
+        try:
+            ms, remark = clock(entry, runtime), ""
+        except EngineError as error:
+            ms, remark = None, str(error)
+        tried.append(Choice(entry.file, runtime, entry.precision, ms, remark))
+    best: Choice | None = None
+    for choice in tried:
+        if choice.ms is not None and (best is None or choice.ms < MARGIN * (best.ms or 0.0)):
+            best = choice
+    if best is None:
+        reasons = "; ".join(f"{c.file} on {c.runtime}: {c.remark}" for c in tried)
+        raise EngineError(f"no engine of the bundle can be used here: {reasons or 'none fits'}")
+    return best, tried
+
+
+def _processor() -> str:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = [x for x in text.splitlines() if x.startswith(("model name", "flags"))][:2]
+    return sha256("".join(lines).encode()).hexdigest()[:12] if lines else platform.processor()
+
+
+def _key(options: Sequence[tuple[EngineEntry, str]], threads: int) -> str:
+    packages = []
+    for name in ("onnxruntime", "onnxruntime-gpu", "openvino"):
+        try:
+            packages.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    facts = [[f"{e.sha256} {e.precision} {r}" for e, r in options], packages]
+    text = json.dumps([facts, _processor(), thread_count(threads)])
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _clock(bundle: Bundle, mode: str, threads: int) -> Clock:
+    from engines.detector import Detector
+    from engines.preprocess import tile_boxes, to_tiles
+    from engines.selftest import FRAMES, read_frame, self_test
+
+    frame = read_frame(bundle, FRAMES[1])
+    tiles = to_tiles(frame, tile_boxes(frame.shape[:2], None, (1, 1)))
+
+    def clock(entry: EngineEntry, runtime: str) -> float:
+        detector = Detector(bundle, entry, runtime, threads)
+        self_test(detector)  # leaves the reference memory bound: few-shot is what is timed
+        times = []
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            detector.run(tiles)
+            times.append(time.perf_counter() - begin)
+        return round(sorted(times)[ROUNDS // 2] * 1e3, 3)
+
+    return clock
+
+
+def negotiate(
+    bundle: Bundle, mode: str, threads: int = 0, precision: str | None = None
+) -> tuple[EngineEntry, str]:
+    """(engine, runtime) to use here: the kept decision, else measured now and kept.
+
+    With one candidate nothing is measured. Raises EngineError when none can be used.
+    """
+    options = candidates(bundle, mode, runtimes(), precision)
+    if len(options) == 1:
+        return options[0]
+    kept = cache_folder() / "negotiated" / f"{_key(options, threads)}.json"
+    known = {(entry.file, runtime): (entry, runtime) for entry, runtime in options}
+    found = known.get(_read(kept))
+    if found is not None:
+        return found
+    best, tried = decide(options, _clock(bundle, mode, threads))
+    _keep(kept, best, tried)
+    return known[best.file, best.runtime]
+
+
+def _read(path: Path) -> tuple[str, str]:
+    try:
+        chosen = json.loads(path.read_text())["chosen"]
+        return chosen["file"], chosen["runtime"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def _keep(path: Path, best: Choice, tried: Sequence[Choice]) -> None:
+    """A cache that cannot be written costs a measurement at the next start, nothing else."""
+    record = {"chosen": asdict(best), "tried": [asdict(c) for c in tried]}
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(record, indent=1))
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
