@@ -12,7 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import typer
 import zmq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -142,39 +141,3 @@ def revoke_client(folder: Path, name: str) -> ClientKey:
     client = load_client(path).model_copy(update={"revoked": True})
     write_secret(path, client, replace=True)
     return client
-
-
-keys_app = typer.Typer(help="Keys of the bus (CURVE): who may watch, trigger, administer.")
-DEFAULT_FOLDER = Path("var/keys")
-Folder = Annotated[Path, typer.Option("--keys", help="The station's key folder.")]
-
-
-@keys_app.command("new")
-def _new(
-    name: str,
-    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.OBSERVER,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the client (default NAME.key.json).")
-    ] = None,
-    keys: Folder = DEFAULT_FOLDER,
-) -> None:
-    """Make a key for one client; carry the file there and keep it secret."""
-    target = out or Path(f"{name}.key.json")
-    identity = new_client(keys, name, role, target)
-    typer.echo(f"{target}: {role} {name} {identity.public} (station {identity.station})")
-    typer.echo("A running station takes it at SIGHUP (systemctl reload).")
-
-
-@keys_app.command("list")
-def _list(keys: Folder = DEFAULT_FOLDER) -> None:
-    """Show who has a key."""
-    for client in list_clients(keys):
-        state = "revoked" if client.revoked else "valid"
-        typer.echo(f"{client.name:20} {client.role:9} {state:8} {client.public}")
-
-
-@keys_app.command("revoke")
-def _revoke(name: str, keys: Folder = DEFAULT_FOLDER) -> None:
-    """Take a key away."""
-    revoke_client(keys, name)
-    typer.echo(f"{name} is revoked; a running station cuts it off at SIGHUP (systemctl reload).")
