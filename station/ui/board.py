@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from station.schema import Body, Desc, Event, Result, Status, Verdict
+from station.schema import Body, Desc, DescState, Event, Result, Status, Verdict
 
 HISTORY = 2000  # parts in the histogram and the what-if
 REJECTS = 48
@@ -40,6 +40,7 @@ def slim(result: Result) -> dict[str, Any]:
         "t": result.t_trigger_us / 1000,
         "done": result.t_done_us / 1000,
         "ms": max(0.0, (result.t_done_us - result.t_trigger_us) / 1000),
+        "described": result.desc_state is DescState.QUEUED,
         "words": None,
     }
 

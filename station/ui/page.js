@@ -51,7 +51,7 @@ function showScore(part) {
 
 function showWords(part) {
   const words = part.words;
-  text("words", words ? words.sentence : accepted(part) ? "Nothing to describe." : "…");
+  text("words", words ? words.sentence : part.described ? "…" : accepted(part) ? "Nothing to describe." : "No description.");
   text("wordsource", !words ? "" : (words.source === "llm" ? "written by the language model" : "from the heat map (template)")
     + (words.contradiction ? ` · contradicts the map: ${words.contradiction}` : ""));
 }
@@ -187,7 +187,7 @@ function bars(id, counts, names) {
 
 function showShift(shift) {
   text("yield", shift.yield === null ? "–" : (100 * shift.yield).toFixed(1) + " %");
-  text("counts", `${shift.parts} parts, ${shift.rejects} rejected`);
+  text("counts", `${shift.parts} parts · ${shift.rejects} rejects`);
   text("since", shift.counted_from ? "since " + clock(shift.counted_from).slice(0, 5) : "");
   bars("reasons", shift.reasons, REASONS);
   bars("categories", shift.categories);

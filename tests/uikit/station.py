@@ -1,6 +1,6 @@
 """A scripted station for the page's tests: the real ledger and bus, procedural parts, no engine.
 
-As a program: `python uistation.py --ledger FILE --pub PORT --ctl PORT --rate 5` publishes parts
+As a program: `python -m uikit.station --ledger FILE --pub PORT --ctl PORT --rate 5` publishes parts
 for ever; every fifth has a defect. In a test: `ScriptedStation(...)` publishes on demand.
 """
 
@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import cv2
-import uikit
 
+import uikit
 from station.bus import Bus, BusConfig
 from station.ledger import Ledger
 from station.record_pictures import map_png, png, thumb_jpeg
@@ -120,6 +120,7 @@ class ScriptedStation:
             t_capture_us=now,
             timings_us=Timings(queue=100, acquire=3000, infer=14000),
             image_ref=ref if picture else None,
+            desc_state="queued" if verdict == "NG" else "none",
         )
         self.ledger.commit_result(draft).result(5)
         return trigger
