@@ -185,8 +185,22 @@ class LlamaModel:
                     answers[i] = self._logits(row)
         return [answers[i] for i in range(len(spans))]
 
+    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (n,V) after every token of one text, in sequence 0, which must be empty."""
+        logits = []
+        for at in range(0, len(ids), BATCH):
+            rows = [(0, k) for k in range(at, min(at + BATCH, len(ids)))]
+            self._decode_rows([Span(0, 0, ids)], rows, False, every=True)
+            logits += [self._logits(row) for row in range(len(rows))]
+        return np.stack(logits)
+
     def _decode_rows(
-        self, spans: Sequence[Span], rows: list[tuple[int, int]], as_embeddings: bool
+        self,
+        spans: Sequence[Span],
+        rows: list[tuple[int, int]],
+        as_embeddings: bool,
+        *,
+        every: bool = False,
     ) -> None:
         batch = self._batches[as_embeddings]
         batch.n_tokens = len(rows)
@@ -199,7 +213,7 @@ class LlamaModel:
             batch.pos[row] = spans[i].start + k
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = spans[i].seq
-            batch.logits[row] = k == len(spans[i]) - 1
+            batch.logits[row] = every or k == len(spans[i]) - 1
         code = self._lib.llama_decode(self._context, batch)
         if code == _ABORTED:
             raise Late
