@@ -21,7 +21,7 @@ from station.describe import DescribeService
 from station.inspection import crop_of
 from station.ledger_types import Committed
 from station.parts import Part, PartObserver, PartRecord
-from station.schema import DescState, Result, Verdict
+from station.schema import DescState, Result, Stream, Verdict
 from station.sources.base import Frame
 
 _TICK_S = 0.25
@@ -105,6 +105,7 @@ class Aftermath:
         self._verdicts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._late = 0
+        self.not_described = 0  # parts for which the describer had no room at verdict time
         self._latencies: deque[int] = deque(maxlen=_KEPT_LATENCIES)
         self._infer: deque[int] = deque(maxlen=_KEPT_LATENCIES)
         self._recent: deque[int] = deque(maxlen=64)
@@ -120,7 +121,9 @@ class Aftermath:
         self._queue.put(part)
 
     def message(self, row: Committed) -> None:
-        """A ledger row of desc or event, for the recorder."""
+        """Ledger listener: descriptions and events are for the recorder too."""
+        if row.stream is Stream.RESULT:
+            return
         for observer in self.observers:
             observer.offer("message", str(row.stream), row.body)
 
@@ -189,6 +192,7 @@ class Aftermath:
         if result.verdict is not Verdict.OK:
             self._reasons[result.reason] += 1
         self._late += result.late
+        self.not_described += result.desc_state is DescState.DROPPED
         self._latencies.append(max(0, result.t_done_us - result.t_trigger_us))
         if result.timings_us.infer:
             self._infer.append(result.timings_us.infer)

@@ -52,7 +52,7 @@ class Options:
     engine: Callable[[Settings], "EngineSource"] | None = None
     source: Callable[[SourceSettings], Source] | None = None
     observers: bool = True
-    ready_queue: int = 2
+    ready_queue: int = 1  # one part prepared ahead: more only adds to the latency
     listeners: list[Callable[[PartRecord], None]] = field(default_factory=list)
 
 
@@ -96,6 +96,7 @@ class Daemon:
         self._describe: DescribeService | None = None
         self._images: Callable[[str], tuple[str, bytes] | None] = lambda _ref: None
         self._last_status: StatusFacts | None = None
+        self._outcome: Outcome | None = None
         self.readiness = Readiness(self._ready_changed)
 
     # -- start -------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ class Daemon:
         self.after = Aftermath(None)
         self.after.listeners += self.options.listeners
         self.flow = Flow(self.ledger, self.after.put, self.settings.trigger.in_flight)
+        self.ledger.add_listener(self.flow.on_row)
         self.ledger.add_listener(self.after.message)
         self.control = Control(self)
         self.bus = Bus(bus_config(self.settings), self.ledger, self.control)
@@ -412,6 +414,11 @@ class Daemon:
 
     def close(self) -> Outcome:
         """Finish or fail what is open, flush, release; within 2 s whatever hangs."""
+        if self._outcome is None:
+            self._outcome = self._close()
+        return self._outcome
+
+    def _close(self) -> Outcome:
         self.stopping.set()
         notify("STOPPING=1")
         for lane in self.lanes.values():
@@ -434,7 +441,7 @@ class Daemon:
             self.after.totals(),
             self._faults[0] if self._faults else None,
             words.described if words else 0,
-            words.dropped if words else 0,
+            (words.dropped if words else 0) + self.after.not_described,
             {n: lane.counts.stale + lane.counts.superseded for n, lane in self.lanes.items()},
         )
 

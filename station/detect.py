@@ -75,7 +75,7 @@ class DetectorThread:
             try:
                 self._inspect(parts)
             except Exception as error:  # nothing may leave a part without verdict
-                log.exception("detector_failed")
+                log.error("engine_failed", error=repr(error), exc_info=self._bad == 0)
                 self._fail(parts, f"{type(error).__name__}: {error}")
             finally:
                 self._until_ns = 0

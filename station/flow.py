@@ -144,6 +144,15 @@ class Flow:
             score=judged.score,
         )
 
+    def on_row(self, row: Committed) -> None:
+        """Ledger listener, registered before the bus: the place is free before the RESULT is out,
+
+        or a PLC that triggers at once on a RESULT would be told busy.
+        """
+        part = self._open.get(row.trigger_id or "") if row.stream is Stream.RESULT else None
+        if part is not None:
+            self._end(part)
+
     def _end(self, part: Part) -> None:
         with self._changed:
             part.done = True

@@ -28,7 +28,7 @@ def tail(
 
     bus = load_settings(config).bus
     host = "127.0.0.1" if bus.host in ("0.0.0.0", "*") else bus.host
-    since = None if from_seq is None else {"result": from_seq, "desc": 1, "event": 1}
+    since = None if from_seq is None else {"result": max(0, from_seq - 1), "desc": 0, "event": 0}
     streams = (Stream.RESULT, Stream.DESC, Stream.EVENT, Stream.STATUS)
     with Client(
         ctl or f"tcp://{host}:{bus.ctl_port}",

@@ -97,12 +97,12 @@ class CameraSource:
             return self._frames.popleft() if self._frames else None
 
     def close(self) -> None:
-        """Kill the child, stop the pump."""
+        """Stop the pump (it starts no new child then), kill the child."""
         self._stop.set()
-        self._kill()
         pump = getattr(self, "_pump", None)
         if pump and pump is not threading.current_thread():
             pump.join(1.0)
+        self._kill()
         ring = getattr(self, "_ring", None)
         if ring is not None and not (pump and pump.is_alive()):
             ring.close()
@@ -139,7 +139,7 @@ class CameraSource:
                 self.on_event("camera_stalled", stall)
             told = stall is not None
             if self._child is None:
-                if now >= self._next_try_ns:
+                if now >= self._next_try_ns and not self._stop.is_set():
                     self._restart()
             elif self._child.poll() is not None:
                 self._lost("the camera process ended")
