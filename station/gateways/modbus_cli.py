@@ -30,9 +30,11 @@ def modbus(
 ) -> None:
     """Serve one station's verdicts on Modbus TCP, registers only."""
     from station.gateways.modbus import ModbusSettings, serve
+    from station.logs import set_up
     from station.settings import load_settings
 
     settings = load_settings(config)
+    set_up(settings.log)
     gateway = settings.gateway
     asyncio.run(
         serve(

@@ -34,9 +34,11 @@ def opcua(
     if context.invoked_subcommand is not None:
         return
     from station.gateways.opcua import OpcuaGateway, OpcuaSettings
+    from station.logs import set_up
     from station.settings import load_settings
 
     settings = load_settings(config)
+    set_up(settings.log)
     address = gateway_address(settings, ctl, pub, "opcua")
     options = OpcuaSettings(
         endpoint=endpoint or settings.gateway.opcua_endpoint,

@@ -23,7 +23,8 @@ from station.ledger import Ledger
 from station.ledger_types import Duplicate
 from station.schema import Opening, Reason, ResultDraft, StatusFacts, Verdict
 
-ROOT = Path(__file__).resolve().parents[2]
+GATEKIT = Path(__file__).resolve()
+ROOT = GATEKIT.parents[2]
 DEADLINE_MS = 1000
 
 
@@ -166,6 +167,14 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait(10)
+
+
+def gateway_words(station, port, folder):
+    """The command line of a Modbus gateway for `station` (its ctl and pub); needs station.toml."""
+    return (
+        *("-m", "station.cli", "gateway", "modbus", "--config", folder / "station.toml"),
+        *("--port", port, "--ctl", station.ctl, "--pub", station.pub),
+    )
 
 
 def wait_for(true, timeout_s=10.0, step_s=0.01):

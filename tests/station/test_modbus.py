@@ -6,7 +6,6 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +15,19 @@ from pymodbus.client import ModbusTcpClient
 from engines.errors import InUseError
 from station.gateways.link_io import StationAddress
 from station.gateways.modbus import ModbusGateway, ModbusSettings
-from tests.station.gatekit import Program, ScriptedStation, free_port, truth, wait_for
+from tests.station.gatekit import (
+    GATEKIT,
+    Program,
+    ScriptedStation,
+    free_port,
+    gateway_words,
+    truth,
+    wait_for,
+)
 
 READY, BUSY, VALID, SYNCED, LINK = 1, 2, 4, 8, 16
 VERDICTS = {0x5A5A: "OK", 0x3C3C: "NG", 0x6969: "UNDECIDED", 0x0F0F: "ERROR", 0x9696: "REFUSED"}
 
-GATEKIT = Path(__file__).with_name("gatekit.py")
 Where = namedtuple("Where", "ctl pub")
 
 
@@ -296,15 +302,8 @@ def test_a_gateway_does_not_listen_to_another_station_at_its_address(tmp_path):
     other.close()
 
 
-MODBUS = "import sys; from station.gateways.modbus_cli import app; app(sys.argv[1:])"
-
-
 def modbus_program(station, port, tmp_path):
-    return Program(
-        *("-c", MODBUS, "--config", tmp_path / "station.toml", "--port", port),
-        *("--ctl", station.ctl, "--pub", station.pub),
-        log=tmp_path / "modbus.log",
-    )
+    return Program(*gateway_words(station, port, tmp_path), log=tmp_path / "modbus.log")
 
 
 @pytest.fixture

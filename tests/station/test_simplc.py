@@ -1,0 +1,273 @@
+"""The scripted line: it runs, it injects faults, and it catches a station that lies."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from engines.errors import ConfigError
+from station.schema import Result, body
+from station.simplc_drive import Answer, State
+from station.simplc_line import Clock, run_line
+from station.simplc_score import PlcLog, reconcile, tally
+from station.simplc_script import Fault, Part, Script, load_script, parse_faults, plan
+from tests.station.gatekit import (
+    GATEKIT,
+    ROOT,
+    Program,
+    ScriptedStation,
+    free_port,
+    gateway_words,
+    truth,
+    wait_for,
+)
+
+
+@pytest.fixture
+def station(tmp_path):
+    made = ScriptedStation(tmp_path / "ledger.db")
+    yield made
+    made.close()
+
+
+def sim_plc(station, tmp_path, *words, config="station.toml"):
+    (tmp_path / config).write_text('[station]\nline = "l1"\nname = "s1"\n')
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "station.cli", "sim-plc", "--config", str(tmp_path / config)),
+            *("--ctl", station.ctl, "--log", str(tmp_path / "plc.jsonl"), *map(str, words)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    log = tmp_path / "plc.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return done, rows
+
+
+def test_a_line_over_isp_scores_every_part_and_exits_0(station, tmp_path):
+    done, rows = sim_plc(station, tmp_path, "--parts", 60, "--takt-ms", 60, "--jitter-ms", 9)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows) == 60 == station.ledger.last_seq("result")
+    assert all(row["verdict"] == truth(row["part_id"]) for row in rows)
+    assert all(row["passed"] == (row["verdict"] == "OK") for row in rows)
+    assert "trigger to verdict: p50" in done.stdout
+
+
+def test_faults_of_the_plc_never_pass_a_part(station, tmp_path):
+    faults = "repeat=0.2,burst=0.2,vanish=0.1,noise=0.1"
+    done, rows = sim_plc(
+        station, tmp_path, "--parts", 100, "--takt-ms", 0, "--faults", faults, "--allow-missing"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    by_fault = {fault: [r for r in rows if r["fault"] == fault] for fault in Fault}
+    assert all(by_fault.values())
+    assert {r["reason"] for r in by_fault["repeat"][1::2]} == {"duplicate"}
+    assert {r["reason"] for r in by_fault["vanish"]} == {"vanished", "duplicate"}
+    assert {"busy"} <= {r["reason"] for r in by_fault["burst"]}
+    assert not any(r["passed"] for r in by_fault["vanish"])
+
+
+def test_a_line_over_modbus_scores_every_part_and_exits_0(station, tmp_path):
+    pytest.importorskip("pymodbus")
+    port = free_port()
+    with Program(*gateway_words(station, port, tmp_path), log=tmp_path / "modbus.log"):
+        done, rows = sim_plc(
+            station, tmp_path, "--by", "modbus", "--port", port, "--parts", 40, "--takt-ms", 80
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [r["verdict"] for r in rows] == [truth(str(n)) for n in range(1, 41)]
+        done, rows = sim_plc(
+            *(station, tmp_path, "--by", "modbus", "--port", port, "--parts", 60, "--takt-ms", 0),
+            *("--first-id", 100, "--faults", "repeat=0.2,burst=0.2,vanish=0.1,noise=0.1"),
+            "--allow-missing",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        reasons = {r["reason"] for r in rows if r["fault"]}
+        assert {"duplicate", "overrun", "bad_id", "vanished"} <= reasons
+
+
+def test_unanswered_parts_fail_the_run_unless_allowed(station, tmp_path):
+    station.ready = False
+    words = ["--parts", 3, "--takt-ms", 1, "--deadline-ms", 100, "--wait-s", 0.5]
+    done, _ = sim_plc(station, tmp_path, *words)
+    assert done.returncode == 1 and "was not READY within 0.5 s" in done.stderr
+    station.ready, station.silent = True, True
+    done, rows = sim_plc(station, tmp_path, *words, "--no-check")
+    assert done.returncode == 7 and "had no verdict" in done.stderr
+    assert "Traceback" not in done.stderr and not any(r["passed"] for r in rows)
+
+
+def test_a_wrong_script_is_one_sentence():
+    with pytest.raises(ConfigError, match="takt_ms"):
+        load_script(None, takt_ms=-1.0)
+    with pytest.raises(ConfigError, match="name=probability"):
+        parse_faults("repeat")
+    with pytest.raises(ConfigError, match="faults"):
+        load_script(None, faults={"explode": 0.1})
+
+
+def test_the_same_script_gives_the_same_parts():
+    script = Script(parts=200, jitter_ms=20, faults={Fault.BURST: 0.1, Fault.NOISE: 0.1})
+    parts = list(plan(script))
+    assert parts == list(plan(script))
+    assert {p.fault for p in parts} == {None, Fault.BURST, Fault.NOISE}
+    assert all(abs(p.due_s - p.number * 0.2) <= 0.02 for p in parts)
+
+
+def test_a_line_does_not_wait_for_the_station():
+    """One part takes 10 takts: the parts that passed the gate meanwhile are rejected unseen."""
+    now = [0.0]
+
+    class Slow:
+        def inspect(self, trigger, part_id, fault=None):
+            now[0] += 1.0 if trigger == 3 else 0.01
+            return [Answer(State.VERDICT, f"{trigger:016x}", True, "OK")]
+
+    log = PlcLog(None)
+    clock = Clock(lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
+    script = Script(parts=20, takt_ms=100)
+    run_line(script, plan(script), Slow(), log, clock=clock)
+    states = [row["state"] for row in log.rows]
+    assert states.count("missed") == 8 and not any(
+        r["passed"] for r in log.rows if r["state"] == "missed"
+    )
+
+
+def stored(trigger_id, verdict="OK", seq=1, **more):
+    ok = verdict == "OK"
+    return body(
+        Result(
+            line="l1", station="s1", epoch="0" * 16, seq=seq, trigger_id=trigger_id,
+            part_id="p", attempt=1, verdict=verdict, reason="score", late=more.get("late", False),
+            simulated=False, score=0.1 if ok else 0.9, threshold=0.5, regions=(), region_count=0,
+            recipe="", recipe_sha="", bundle_sha="", config_sha="", t_trigger_us=1,
+            t_capture_us=None, t_done_us=2, timings_us={}, image_ref=None, desc_state="none",
+        )
+    )  # fmt: skip
+
+
+def logged(*answers):
+    log = PlcLog(None)
+    for number, answer in enumerate(answers):
+        log.add(Part(number, number, 0.0, None), "p", answer, 0.0)
+    return log.rows
+
+
+def said(trigger_id, verdict="OK", passed=None, seq=1, accepted=True):
+    passed = verdict == "OK" if passed is None else passed
+    return Answer(State.VERDICT, trigger_id, passed, verdict, "score", accepted, "0" * 16, seq)
+
+
+A, B = "a" * 16, "b" * 16
+
+
+@pytest.mark.parametrize(
+    ("answers", "ledger", "found"),
+    [
+        ([said(A)], [stored(A)], None),
+        ([said(A)], [stored(A, "NG")], "false_ok"),
+        ([said(A)], [stored(A, late=True)], "false_ok"),
+        ([said(A)], [], "false_ok"),
+        ([said(A, "NG", passed=True)], [stored(A, "NG")], "false_ok"),
+        ([said(A, "NG")], [stored(A)], "wrong"),
+        ([said(A)], [stored(A), stored(A, seq=2)], "doubled"),
+        ([said(A), said(A, seq=2)], [stored(A)], "broken"),
+        ([said(A, seq=2), said(B, seq=1)], [stored(A, seq=2), stored(B)], "disordered"),
+        ([Answer(State.MISSING, A, accepted=True)], [], "lost"),
+        ([Answer(State.MISSING, A, accepted=False)], [], None),
+        ([Answer(State.MISSING, A, accepted=True)], [stored(A, "NG")], None),
+    ],
+)
+def test_the_score_finds_each_kind_of_lie(answers, ledger, found):
+    rows = logged(*answers)
+    score = tally(rows)
+    reconcile(score, rows, ledger)
+    assert bool(score.lies) is (found is not None)
+    if found:
+        assert getattr(score, found)
+
+
+def kill_run(tmp_path, kills, by, parts, takt_ms):
+    """A line at speed while station and gateway are killed at random; the PLC's log = ledger."""
+    dice = random.Random(kills)
+    where = ScriptedAddress(*(f"tcp://127.0.0.1:{free_port()}" for _ in range(2)))
+    port = free_port()
+    options = json.dumps({"ctl": where.ctl, "pub": where.pub, "work_s": 0.002})
+    words = ["--parts", parts, "--takt-ms", takt_ms, "--deadline-ms", 300, "--allow-missing"]
+    words += ["--by", by, "--port", port]
+    with Program(GATEKIT, tmp_path / "k.db", "--options", options) as station:
+        victims = [station]
+        if by == "modbus":
+            victims.append(Program(*gateway_words(where, port, tmp_path)))
+        plc = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "station.cli", "sim-plc"),
+                *("--config", tmp_path / "station.toml", "--ctl", where.ctl),
+                *("--log", tmp_path / "plc.jsonl", *map(str, words)),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            done = 0
+            wait_for(lambda: (tmp_path / "plc.jsonl").exists() or plc.poll(), 30)
+            while done < kills and plc.poll() is None:
+                time.sleep(dice.uniform(0.5, 2.0))
+                victim = dice.choice(victims)
+                victim.kill()
+                victim.start()
+                done += 1
+            output, _ = plc.communicate(timeout=600)
+        finally:
+            plc.kill()
+            for victim in victims[1:]:
+                victim.__exit__()
+    rows = [json.loads(line) for line in (tmp_path / "plc.jsonl").read_text().splitlines()]
+    return plc.returncode, output, rows, done
+
+
+def check_kills(result, kills, label=""):
+    code, output, rows, done = result
+    print(output)
+    assert code == 0, output
+    assert done == kills, f"the run ended after {done} kills"
+    seen = [row for row in rows if row["verdict"]]
+    judged = [row for row in seen if row["reason"] != "restart"]
+    assert all(row["verdict"] == truth(row["part_id"]) for row in judged)
+    assert len(seen) > len(rows) / 10
+    assert not any(r["passed"] for r in rows if r["verdict"] != "OK")
+
+
+class ScriptedAddress:
+    def __init__(self, ctl, pub):
+        self.ctl, self.pub = ctl, pub
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "station.toml").write_text('[station]\nline = "l1"\nname = "s1"\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize("by", ["isp", "modbus"])
+def test_three_kills_lose_double_and_falsify_nothing(home, by):
+    check_kills(kill_run(home, 3, by, 600, 20), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["isp", "modbus"])
+def test_thirty_kills_lose_double_and_falsify_nothing(home, by):
+    check_kills(kill_run(home, 30, by, 5000, 12), 30)
+
+
+@pytest.mark.nightly
+def test_soak_a_thousand_kills_lose_double_and_falsify_nothing(home):
+    check_kills(kill_run(home, 1000, "modbus", 170_000, 12), 1000)
