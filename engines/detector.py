@@ -71,7 +71,7 @@ class Detector:
         """
         info = choose(runtime)
         fits = [e for e in bundle.engines("detector", mode) if precision in (None, e.precision)]
-        fits = [e for e in fits if e.precision in info.precisions]
+        fits = [e for e in fits if e.precision.split("-")[0] in info.precisions]
         if not fits:
             raise EngineError(
                 f"bundle {bundle.path} has no detector for mode '{mode}'"

@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.bundle import BUNDLES, EngineEntry, load_bundle, sha256
 from engines.errors import EngineError, StationError
 from export import compose
@@ -23,6 +26,7 @@ from export.bundle_writer import (
     write_prompts,
     write_reference,
 )
+from export.gate_frames import gate_sets
 from export.gate_run import run_gate
 from export.graph import Graph, WeightStore
 from export.model.config import ModelConfig
@@ -30,6 +34,7 @@ from export.model.memory import MODES
 from export.model.spgdd import SpgddGpt
 from export.model.weights import load_weights, save_weights
 from export.progress import Progress
+from export.quantise import SCHEMES, quantised
 
 MANUAL = """\
 Builds a bundle: the folder a station runs from, made once per model.
@@ -68,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path,
         help="folder of sets with index.jsonl for the gate and INT8 (default: ../shared/data if "
         "it is there, else drawn parts)",
+    )  # fmt: skip
+    p.add_argument(
+        "--int8", action=argparse.BooleanOptionalAction, default=True,
+        help="also try INT8 twins of the detectors (the gate decides which ship)",
     )  # fmt: skip
     p.add_argument("--force", action="store_true", help="build even if everything is up to date")
     return p
@@ -115,7 +124,7 @@ def build_parts(draft: Draft, store: WeightStore, progress: Progress) -> None:
 
     def add(graph: Graph, name: str, **fields: str) -> None:
         path = out / name
-        write_engine(graph, path, meta)
+        write_engine(graph.model(path.stem, meta), path)
         draft.engines.append(entry_of(graph, path, **fields))
         progress.step(name)
 
@@ -124,6 +133,21 @@ def build_parts(draft: Draft, store: WeightStore, progress: Progress) -> None:
     for mode in MODES:
         for kind, fuse in (("msspmm", compose.memory), ("detector", compose.detector)):
             add(fuse(Graph(store), config, mode), f"{kind}.{mode}.onnx", kind=kind, mode=mode)
+
+
+def build_int8(
+    draft: Draft, store: WeightStore, tiles: Sequence[NDArray[np.uint8]], progress: Progress
+) -> None:
+    """INT8 candidates of every detector; the gate decides whether they stay."""
+    meta = metadata(draft.config)
+    for mode in MODES:
+        for scheme in SCHEMES:
+            graph = compose.detector(Graph(store, inline=True), draft.config, mode)
+            path = draft.out / f"detector.{mode}.{scheme}.onnx"
+            write_engine(quantised(graph, store, scheme, tiles, draft.config, meta), path)
+            fields = {"kind": "detector", "mode": mode, "precision": scheme}
+            draft.engines.append(entry_of(graph, path, self_test_atol=0.05, **fields))
+            progress.step(path.name)
 
 
 def metadata(config: ModelConfig) -> dict[str, str]:
@@ -150,7 +174,7 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
     data = args.data or Path("../shared/data")
     data = data if data.is_dir() else None
     source, digest = prepare_weights(args, progress)
-    key = source_key([args.preset, digest, str(data is not None)])
+    key = source_key([args.preset, digest, str(data is not None), str(args.int8)])
     if not args.force and up_to_date(args.out, key):
         progress.say(f"{args.out} is up to date")
         return
@@ -162,7 +186,10 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
     write_prompts(args.out)
     write_frames(args.out)
     build_parts(draft, store, progress)
-    run_gate(draft, model, store, data, progress)
+    sets = gate_sets(data)
+    if args.int8:
+        build_int8(draft, store, [t for s in sets for t in s.held_out], progress)
+    run_gate(draft, model, sets, progress)
     progress.step("reference answers")
     write_reference(draft)
     draft.built["key"] = key
@@ -175,7 +202,7 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is the error's."""
     args = parser().parse_args(argv)
-    progress = Progress(total=15)
+    progress = Progress(total=28 if args.int8 else 16)
     try:
         build(args, progress)
     except StationError as error:

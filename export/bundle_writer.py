@@ -25,9 +25,8 @@ WEIGHTS = "weights.safetensors"
 PROMPTS = "prompts.json"
 
 
-def write_engine(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
+def write_engine(model: onnx.ModelProto, path: Path) -> None:
     """Save and check one graph (external weights must lie beside it)."""
-    model = graph.model(path.stem, metadata)
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path))
 

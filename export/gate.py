@@ -4,7 +4,6 @@ What is compared and how far an engine may be off stands in TOLERANCES, with the
 given a threshold of its own (from its own scores of good parts), never the FP32 one.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,15 +175,3 @@ def _outside(figures: dict[str, float | int | None], precision: str) -> list[str
         if bad:
             said.append(f"{name} {value:.4g}, limit {limit:g} ({reason})")
     return said
-
-
-def latency_ms(run: Run, tile: NDArray[np.uint8], runs: int = 15) -> float:
-    """Median time of one tile on this machine, after two warm-up calls, ms."""
-    for _ in range(2):
-        run(tile[None])
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run(tile[None])
-        times.append(time.perf_counter() - start)
-    return round(float(np.median(times)) * 1e3, 3)

@@ -172,7 +172,7 @@ class Graph:
 
     def model(self, name: str, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
         """The checked model."""
-        used = {i for n in self.nodes for i in n.input} | _captured(self.nodes)
+        used = {i for n in self.nodes for i in n.input} | captured(self.nodes)
         kept = [t for k, t in self.initializers.items() if k in used]
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, kept)
         model = helper.make_model(
@@ -183,11 +183,11 @@ class Graph:
         return model
 
 
-def _captured(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+def captured(nodes: Sequence[onnx.NodeProto]) -> set[str]:
     """Outer tensors that the bodies of loops read."""
     found: set[str] = set()
     for node in nodes:
         for attr in node.attribute:
             if attr.type == onnx.AttributeProto.GRAPH:
-                found |= {i for n in attr.g.node for i in n.input} | _captured(attr.g.node)
+                found |= {i for n in attr.g.node for i in n.input} | captured(attr.g.node)
     return found
