@@ -45,6 +45,10 @@ class LazyGroup(TyperGroup):
 
 
 def _load(name: str, entry: Lazy) -> Any:
+    from station.logs import set_up
+    from station.settings import LogSettings
+
+    set_up(LogSettings())  # stderr; stdout belongs to what the command prints
     try:
         target = getattr(importlib.import_module(entry.module), entry.attr)
     except ModuleNotFoundError as error:

