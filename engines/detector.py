@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle, EngineEntry
 from engines.errors import EngineError
+from engines.negotiate import negotiate
 from engines.preprocess import SIZE
-from engines.session import Session, choose
+from engines.session import choose, open_session
 
 F32 = NDArray[np.float32]
 PATCHES = 225
@@ -53,7 +54,7 @@ class Detector:
         self.runtime, self.precision = runtime, entry.precision
         self.engine_sha = entry.sha256
         self.mode = entry.mode or "nearest"
-        self._session = Session(bundle.file(entry.file), runtime, threads)
+        self._session = open_session(bundle.file(entry.file), runtime, threads, entry.precision)
         self._groups = 0
 
     @classmethod
@@ -65,10 +66,15 @@ class Detector:
         threads: int = 0,
         precision: str | None = None,
     ) -> "Detector":
-        """Load the bundle's default engine of `mode` (or the one of `precision`).
+        """Load an engine of `mode` (of `precision`, if given).
 
-        Raises EngineError when the bundle has none or the runtime cannot run here.
+        "auto": the engine and runtime that are fastest here among what passed, measured once; a
+        named runtime: the bundle's default engine on it. Raises EngineError when the bundle has
+        none or the runtime cannot run here.
         """
+        if runtime == "auto":
+            chosen = negotiate(bundle, mode, threads, precision)
+            return cls(bundle, *chosen, threads)
         info = choose(runtime)
         fits = [e for e in bundle.engines("detector", mode) if precision in (None, e.precision)]
         fits = [e for e in fits if e.precision.split("-")[0] in info.precisions]

@@ -51,7 +51,7 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(thread_count(threads)),
-            "INFERENCE_PRECISION_HINT": EXACT[precision],
+            "INFERENCE_PRECISION_HINT": EXACT[precision.split("-", maxsplit=1)[0]],
             # Pinned workers fight with the camera and the ledger for one core while another idles.
             "ENABLE_CPU_PINNING": "NO",
         }
@@ -70,7 +70,7 @@ class OpenVinoSession:
 
     def _set(self, name: str, value: Array) -> None:
         # shared_memory: the request reads the array itself, so the array must outlive the call.
-        array = np.asarray(value, order="C")
+        array = np.require(value, requirements=["C", "W"])  # OpenVINO refuses read-only memory
         self._held[name] = (array, self._ov.Tensor(array, shared_memory=True))
         self._request.set_tensor(name, self._held[name][1])
 

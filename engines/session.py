@@ -4,7 +4,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ def _package_info(name: str, package: str, missing: str, rest: str) -> RuntimeIn
 
 def runtimes() -> list[RuntimeInfo]:
     """Every runtime in order of preference, each with its reason."""
+    from engines.openvino_session import openvino_info
+
     todo = "installed, but the station does not run through it yet; ONNX Runtime is used"
     return [
         _package_info(
@@ -73,7 +75,7 @@ def runtimes() -> list[RuntimeInfo]:
             "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13 is not installed (extra 'gpu')", todo
         ),
         _cuda_info(),
-        _package_info("openvino", "openvino", "openvino is not installed (extra 'openvino')", todo),
+        openvino_info(),
         _cpu_info(),
     ]
 
@@ -128,16 +130,41 @@ class Session:
 
     def bind(self, name: str, value: Array) -> None:
         """Put a constant input on the device, until it is bound again."""
-        held = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self._device, 0)
+        array = np.asarray(value, order="C")
+        held = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
         self._held[name] = held
         self._binding.bind_ortvalue_input(name, held)
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run with the bound inputs and `feeds`; every output as an array of its own."""
         for name, value in feeds.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            self._binding.bind_cpu_input(name, np.asarray(value, order="C"))
         for name in self.outputs:
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
         values = self._binding.copy_outputs_to_cpu()
         return dict(zip(self.outputs, values, strict=True))
+
+
+class AnySession(Protocol):
+    """What a detector needs of a runtime; see `Session` for the meaning of each."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def bind(self, name: str, value: Array) -> None:
+        """Set a constant input."""
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run with the bound inputs and `feeds`."""
+
+
+def open_session(
+    path: Path, runtime: str = "ort-cpu", threads: int = 0, precision: str = "fp32"
+) -> AnySession:
+    """A session of the named runtime; EngineError when the file cannot be loaded by it."""
+    if runtime == "openvino":
+        from engines.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, threads, precision)
+    return Session(path, runtime, threads)
