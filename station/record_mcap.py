@@ -25,6 +25,9 @@ from station.sources.base import Frame
 LIBRARY = "inspection-station"
 CAMERA, BEFORE, BOXES = "/camera", "/camera/before", "/camera/boxes"
 FRAME_ID = "camera"
+CHUNK = 256 << 10  # compressed together; also what a kill can cost besides the last second
+MESSAGE_BYTES = 64  # MCAP's own bytes of a message and its index entry, rounded up
+SUMMARY = 64 << 10  # what `finish` adds: schemas and channels again, statistics, indexes
 _COLOURS = {"OK": (0.1, 0.7, 0.3), "NG": (0.9, 0.1, 0.1)}  # any other verdict is amber
 _AMBER = (0.95, 0.6, 0.05)
 
@@ -117,8 +120,8 @@ class McapFile:
     def __init__(self, stream: SyncedStream, identity: dict[str, str]) -> None:
         self.stream = stream
         self.messages = 0
-        self.pending = False  # messages in the chunk that is not yet in the stream
-        self._writer = Writer(stream, compression=CompressionType.ZSTD)  # type: ignore[arg-type]
+        self._pending = 0  # bytes of messages in the chunk that is not yet in the stream
+        self._writer = Writer(stream, CHUNK, CompressionType.ZSTD)  # type: ignore[arg-type]
         self._writer.start(profile="", library=LIBRARY)
         self._writer.add_metadata("station", {key: str(value) for key, value in identity.items()})
         self._channels = self._register()
@@ -146,6 +149,11 @@ class McapFile:
             channels[stream.value] = writer.register_channel(f"/{stream.value}", "json", schema)
         return channels
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file with what is still to be written (before compression)."""
+        return self.stream.size + self._pending
+
     def image(self, frame: Frame, *, before: bool = False, seq: int = 0) -> None:
         """A judged frame, or one of the ring (`before`)."""
         message = image_message(frame)
@@ -166,13 +174,13 @@ class McapFile:
 
     def sync_due(self) -> bool:
         """Whether the last sync is a second or 64 MiB ago."""
-        return self.stream.due(self.pending)
+        return self.stream.due(self._pending > 0)
 
     def sync(self) -> None:
         """End the chunk in progress and make all of it durable."""
         self._writer.flush()
         self.stream.sync()
-        self.pending = False
+        self._pending = 0
 
     def finish(self) -> None:
         """Write the index and give the file its final name."""
@@ -181,11 +189,15 @@ class McapFile:
 
     def _add(self, channel: str, wall_us: int, data: bytes, seq: int) -> None:
         nanoseconds = wall_us * 1000
+        before = self.stream.size
         self._writer.add_message(
             self._channels[channel], nanoseconds, data, nanoseconds, seq & 0xFFFFFFFF
         )
         self.messages += 1
-        self.pending = True
+        if self.stream.size != before:
+            self._pending = 0  # the chunk was full and went out, this message with it
+        else:
+            self._pending += len(data) + MESSAGE_BYTES
 
 
 def picture_size(frame: Frame | None) -> int:

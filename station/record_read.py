@@ -67,6 +67,7 @@ class RecordingReader:
         self._bad_chunks = 0
         self.metadata: dict[str, dict[str, str]] = {}
         self.loss: Loss | None = None
+        self.judged = False  # set by who finds a result in it
 
     def __iter__(self) -> Iterator[Item]:
         good = 0  # end of the last record that was read whole

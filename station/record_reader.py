@@ -36,7 +36,7 @@ def frame_of(item: Item) -> Frame:
     image = np.frombuffer(message.data, np.uint8).reshape(shape)
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
-    return _frame(image, None, wall_us, digest(np.ascontiguousarray(image)))
+    return _frame(image, None, wall_us, digest(image.tobytes()))
 
 
 def _frame(image: Any, raw: bytes | None, wall_us: int, payload: int) -> Frame:
@@ -46,13 +46,16 @@ def _frame(image: Any, raw: bytes | None, wall_us: int, payload: int) -> Frame:
 
 
 def parts(reader: RecordingReader) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """(frame, recorded result) for each part whose result was recorded whole, in order."""
+    """(frame, recorded result) of each part, in order; {} for a frame that was never judged."""
     picture: tuple[int, Frame] | None = None
     for item in reader:
         if item.topic in {"/camera", "/camera/raw"}:
+            if picture is not None:
+                yield picture[1], {}
             picture = item.sequence, frame_of(item)
         elif item.topic == "/result":
             body = json.loads(item.data)
+            reader.judged = True
             if picture is not None and picture[0] == item.sequence:
                 frame = picture[1]
             else:
@@ -60,6 +63,9 @@ def parts(reader: RecordingReader) -> Iterator[tuple[Frame, dict[str, Any]]]:
                 frame = replace(frame, fault=NO_PICTURE)
             picture = None
             yield frame, body
+    # The last picture of a cut file may have lost its verdict; one of `station record` had none.
+    if picture is not None and not (reader.loss and reader.judged):
+        yield picture[1], {}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -127,7 +133,7 @@ class McapSource:
         tags = {key: str(body[key]) for key in _TAGS if body.get(key) is not None}
         return replace(
             frame,
-            name=str(body.get("part_id", "")),
+            name=str(body.get("part_id", f"frame-{self._index:06d}")),
             t_capture_ns=time.monotonic_ns(),
             index=self._index,
             tags=tags,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from station.record_budget import Budget, Unit, free_bytes
-from station.record_mcap import McapFile
+from station.record_mcap import SUMMARY, McapFile
 from station.record_stream import SyncedStream
 
 Clock = Callable[[], float]
@@ -47,9 +47,9 @@ class Segments:
 
     def write(self, size: int, put: Callable[[McapFile], None]) -> bool:
         """Let `put` write about `size` bytes; False when there is no room. OSError passes."""
-        if self._file is not None and self._file.stream.size + size > self._file_bytes:
+        if self._file is not None and self._file.size + size > self._file_bytes:
             self.rotate()
-        if not self.budget.room(size):
+        if not self.budget.room(size + SUMMARY):
             return False
         try:
             put(self._current())
@@ -92,7 +92,7 @@ class Segments:
 
     def _count(self) -> None:
         assert self._file is not None
-        size = self._file.stream.size
+        size = self._file.size
         self.budget.grow(size - self._counted)
         self._counted = size
 

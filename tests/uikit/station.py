@@ -37,6 +37,7 @@ class ScriptedStation:
         self.bus = Bus(config, self.ledger, self)
         self.beating, self.ready, self.faults, self.hb = True, True, (), 0
         self.recipe = "disc"
+        self.asked: list[str] = []  # pictures that anybody asked for
         self._pictures: dict[str, tuple] = {}
         self._count = self.ledger.last_seq("result")
         self.bus.start()
@@ -65,6 +66,7 @@ class ScriptedStation:
         )
 
     def image(self, ref):
+        self.asked.append(ref)
         base, _, kind = ref.partition(":")
         held = self._pictures.get(base)
         if held is None:
