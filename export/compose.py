@@ -5,7 +5,7 @@ from collections.abc import Callable
 from export.graph import Graph, WeightStore
 from export.model.config import GRID, PATCHES, ModelConfig
 from export.model.memory import BLOCK, Mode
-from export.parts_detect import head, match, prefix, score, tddf, unit
+from export.parts_detect import head, match, match_flat, prefix, score, tddf, unit
 from export.parts_text import encode_text
 from export.parts_vision import encode
 
@@ -29,6 +29,17 @@ def _memory_inputs(g: Graph, config: ModelConfig) -> tuple[list[str], str, str]:
         for n, d in zip(NAMES, config.tap_dims, strict=True)
     ]
     return memory, g.add_input("group", "i64", ("B",)), g.add_input("few_shot", "bool", ())
+
+
+def _distances(
+    g: Graph,
+    tokens: list[str],
+    inputs: tuple[list[str], str, str],
+    mode: Mode,
+    block: int,
+    flat: bool,
+) -> str:
+    return match_flat(g, tokens, *inputs, mode) if flat else match(g, tokens, *inputs, mode, block)
 
 
 def encoder(g: Graph, config: ModelConfig) -> Graph:
@@ -60,14 +71,17 @@ def focuser(g: Graph, config: ModelConfig) -> Graph:
     return g
 
 
-def memory(g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK) -> Graph:
+def memory(
+    g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK, *, flat: bool = False
+) -> Graph:
     """Tokens (any length), memory (unit) -> distances (B,15,15,3)."""
     tokens = [
         g.add_input(f"tap_{n}", "f32", ("B", PATCHES, d))
         for n, d in zip(NAMES, config.tap_dims, strict=True)
     ]
     inputs = _memory_inputs(g, config)
-    d = match(g, [unit(g, t) for t in tokens], *inputs, mode, block)
+    units = [unit(g, t) for t in tokens]
+    d = _distances(g, units, inputs, mode, block, flat)
     g.add_output(_grid(g.scope(""), d), "distances", CELLS)
     return g
 
@@ -93,7 +107,9 @@ def words(g: Graph, config: ModelConfig) -> Graph:
     return g
 
 
-def detector(g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK) -> Graph:
+def detector(
+    g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK, *, flat: bool = False
+) -> Graph:
     """The hot path: encoder, TDDF, memory, head and score in one graph."""
     tiles = g.add_input("tiles", "u8", ("B", 240, 240, 3))
     inputs = _memory_inputs(g, config)
@@ -104,7 +120,7 @@ def detector(g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK) -> G
     cls = unit(g, encoded.cls)
     chosen = unit(g, g.op("Gather", anchors, inputs[1], axis=0))
     p = tddf(g, (encoded.taps[0], encoded.taps[1], tokens[2]), chosen, config)
-    d = match(g, tokens, *inputs, mode, block)
+    d = _distances(g, tokens, inputs, mode, block, flat)
     am = g.op("Mul", d, g.const(0.5))
     f_out = g.op("Mul", am, p)
     maps = head(g, f_out, p, am, config)

@@ -68,11 +68,13 @@ class Graph:
     """Collects nodes; every method returns the name of the tensor it made.
 
     `inline=True` writes weights into the graph as f32 (for the quantiser and TensorRT); otherwise
-    they are external references into the weights file, cast to f32 at load.
+    they are external references into the weights file, cast to f32 at load. `half=True` makes
+    matrix products and convolutions FP16 and leaves all else FP32: norms, softmax, residual
+    stream, distances (for strongly typed GPU networks, whose precisions are those of the graph).
     """
 
-    def __init__(self, store: WeightStore, *, inline: bool = False) -> None:
-        self.store, self.inline = store, inline
+    def __init__(self, store: WeightStore, *, inline: bool = False, half: bool = False) -> None:
+        self.store, self.inline, self.half = store, inline, half
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -96,6 +98,13 @@ class Graph:
         name = out or self.fresh(kind)
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attrs))
         return name
+
+    def product(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        """MatMul or Conv of f32 tensors, f32 result; computed in FP16 when the graph is `half`."""
+        if not self.half:
+            return self.op(kind, *inputs, **attrs)
+        small = [self.op("Cast", x, to=TensorProto.FLOAT16) for x in inputs]
+        return self.op("Cast", self.op(kind, *small, **attrs), to=TensorProto.FLOAT)
 
     def split(self, x: str, parts: Sequence[int], axis: int) -> list[str]:
         """Split along `axis` into pieces of the given sizes."""

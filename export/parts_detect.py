@@ -51,6 +51,11 @@ def _block_distances(
         _cosines(g, q, g.op("Gather", m, rows, axis=0), mode)
         for q, m in zip(query, memory, strict=True)
     ]
+    return _distances(g, cosines)
+
+
+def _distances(g: Graph, cosines: list[str]) -> str:
+    """Three cosines (B,n,225) -> distances (B,n,225,3); below the snap they are 0."""
     cos = g.op("Concat", *(g.op("Unsqueeze", c, g.const([3])) for c in cosines), axis=3)
     squared = g.op("Sub", g.const(2.0), g.op("Mul", cos, g.const(2.0)))
     snapped = g.op("Where", g.op("Less", squared, g.const(SNAP)), g.const(0.0), squared)
@@ -125,6 +130,32 @@ def match(
     inputs = [g.op("Squeeze", trips), always, best, total]
     g.nodes.append(helper.make_node("Loop", inputs, names, name=names[0], body=body))
     return names[0]
+
+
+def match_flat(
+    g: Graph, tokens: list[str], memory: list[str], group: str, few_shot: str, mode: Mode
+) -> str:
+    """`match` without a loop, for small N (at most 16): what CUDA graphs and TensorRT want.
+
+    All references at once, so the cosines of one tile take N*225*225*4 bytes (3.2 MB at N=16).
+    """
+    g.scope("memory")
+    query = tokens if mode == "position" else [g.op("Transpose", t, perm=[0, 2, 1]) for t in tokens]
+    cosines = [
+        _cosines(g, q, g.op("Gather", m, group, axis=0), mode)
+        for q, m in zip(query, memory, strict=True)
+    ]
+    d = _distances(g, cosines)
+    if mode == "bank":
+        best = g.op("ReduceMin", d, g.const([1]), keepdims=0)
+    else:
+        sums = g.op("ReduceSum", d, g.const([2, 3]), keepdims=1)  # (B,n,1,1)
+        index = g.op("ArgMin", sums, axis=1, keepdims=1, select_last_index=0)
+        batch = g.op("Shape", d, start=0, end=1)
+        shape = g.op("Concat", batch, g.const([1, PATCHES, 3]), axis=0)
+        best = g.op("GatherElements", d, g.op("Expand", index, shape), axis=1)
+        best = g.op("Squeeze", best, g.const([1]))
+    return g.op("Where", few_shot, best, g.const(2.0))
 
 
 def _loop_body(

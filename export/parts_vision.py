@@ -27,13 +27,14 @@ def layer_norm(g: Graph, x: str, name: str) -> str:
 
 def linear(g: Graph, x: str, name: str) -> str:
     """x W' + b for a torch Linear called `name`."""
-    y = g.op("MatMul", x, g.weight(f"{name}.weight", transpose=True))
+    y = g.product("MatMul", x, g.weight(f"{name}.weight", transpose=True))
     return g.op("Add", y, g.weight(f"{name}.bias"))
 
 
 def normalise(g: Graph, tiles: str) -> str:
     """u8 (B,240,240,3) RGB -> f32 (B,3,240,240), CLIP mean and std."""
-    x = g.op("Cast", g.op("Transpose", tiles, perm=[0, 3, 1, 2]), to=1)
+    # Cast first: TensorRT takes u8 at its input only straight into a cast.
+    x = g.op("Transpose", g.op("Cast", tiles, to=1), perm=[0, 3, 1, 2])
     std = np.array(CLIP_STD, np.float64).reshape(1, 3, 1, 1)
     mean = np.array(CLIP_MEAN, np.float64).reshape(1, 3, 1, 1)
     x = g.op("Mul", x, g.const((1 / 255 / std).astype(np.float32)))
@@ -43,7 +44,7 @@ def normalise(g: Graph, tiles: str) -> str:
 def _conv(g: Graph, x: str, name: str, kernel: int, stride: int, groups: int, relu: bool) -> str:
     total = max(kernel - stride, 0) if stride > 1 else kernel - 1
     pads = [total // 2, total // 2, total - total // 2, total - total // 2]
-    x = g.op(
+    x = g.product(
         "Conv", x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias"),
         kernel_shape=[kernel, kernel], strides=[stride, stride], pads=pads, group=groups,
     )  # fmt: skip
@@ -76,13 +77,13 @@ def embed(g: Graph, tiles: str, config: ModelConfig) -> str:
     if config.vision.stem == "patch":
         g.scope("patch")
         weight = g.weight("visual.conv1.weight")
-        x = g.op("Conv", pixels, weight, kernel_shape=[16, 16], strides=[16, 16])
+        x = g.product("Conv", pixels, weight, kernel_shape=[16, 16], strides=[16, 16])
         x = g.op("Transpose", g.op("Reshape", x, g.const([0, width, PATCHES])), perm=[0, 2, 1])
     else:
         x = g.op("Reshape", _stem(g, pixels), g.const([0, STEM_CHANNELS, PATCHES]))
         x = g.scope("patch").op("Transpose", x, perm=[0, 2, 1])
         flat = g.op("Reshape", g.weight("visual.conv1.weight"), g.const([width, STEM_CHANNELS]))
-        x = g.op("MatMul", x, g.op("Transpose", flat))
+        x = g.product("MatMul", x, g.op("Transpose", flat))
     batch = g.op("Shape", x, start=0, end=1)
     shape = g.op("Concat", batch, g.const([1, width]), axis=0)
     cls = g.op("Reshape", g.weight("visual.class_embedding"), g.const([1, 1, width]))
@@ -109,7 +110,7 @@ class BlockWriter:
         scale = np.ones(3 * w, np.float32)
         scale[:w] = self.depth**-0.5
         weight = f"{self.name}.attn.in_proj_weight"
-        y = g.op("MatMul", y, g.weight(weight, transpose=True, scale=scale))
+        y = g.product("MatMul", y, g.weight(weight, transpose=True, scale=scale))
         y = g.op("Add", y, g.weight(f"{self.name}.attn.in_proj_bias", scale=scale))
         q, k, v = g.split(y, [w, w, w], 2)
         return q, k, v
@@ -117,10 +118,10 @@ class BlockWriter:
     def attend(self, q: str, k: str, v: str, tokens: int, mask: str | None = None) -> str:
         """Scaled q, k, v as heads -> merged (B,tokens,W), before `out_proj`."""
         g = self.g
-        logits = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+        logits = g.product("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
         if mask:
             logits = g.op("Add", logits, mask)
-        y = g.op("MatMul", g.op("Softmax", logits, axis=-1), v)
+        y = g.product("MatMul", g.op("Softmax", logits, axis=-1), v)
         return self.merge(y, tokens)
 
     def merge(self, heads: str, tokens: int) -> str:
@@ -188,7 +189,7 @@ def encode(g: Graph, tiles: str, config: ModelConfig) -> Encoded:
         if tapped:
             taps.append(g.op("Slice", local, g.const([1]), g.const([TOKENS]), g.const([1])))
     proj = g.weight("visual.proj")
-    aligned = g.op("MatMul", layer_norm(g, taps[2], "visual.ln_post"), proj)
+    aligned = g.product("MatMul", layer_norm(g, taps[2], "visual.ln_post"), proj)
     first = g.scope("cls").op("Gather", stream, g.const(0), axis=1)
-    cls = g.op("MatMul", layer_norm(g, first, "visual.ln_post"), proj)
+    cls = g.product("MatMul", layer_norm(g, first, "visual.ln_post"), proj)
     return Encoded(cls, (taps[0], taps[1], aligned))
