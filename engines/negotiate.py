@@ -5,6 +5,7 @@ AVX-512 VNNI it is the other way round. The decision is kept, because a recipe b
 engine that enrolled it: deciding anew at every start could flip between two equally fast ones.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -54,7 +55,7 @@ def candidates(
         (entry, info.name)
         for entry in shipped
         for info in infos
-        if info.available and entry.precision in info.precisions
+        if info.available and entry.precision.split("-")[0] in info.precisions
         if precision in (None, entry.precision)
     ]
 
@@ -157,9 +158,7 @@ def _keep(path: Path, best: Choice, tried: Sequence[Choice]) -> None:
     """A cache that cannot be written costs a measurement at the next start, nothing else."""
     record = {"chosen": asdict(best), "tried": [asdict(c) for c in tried]}
     part = path.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(record, indent=1))
         part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
