@@ -23,7 +23,7 @@ from station.bus_types import AdminReply, BusConfig, BusHandler, TriggerReply
 from station.ledger import Ledger
 from station.ledger_types import Committed
 from station.schema import Status, StatusFacts, Stream, Thumb, body, topic
-from station.security import Access, Audit, Guard
+from station.security import Access, Audit, Doorbell, Guard
 
 __all__ = ["AdminReply", "Bus", "BusConfig", "BusHandler", "TriggerReply"]
 
@@ -57,12 +57,13 @@ class Bus:
     def start(self) -> None:
         """Bind and run the owner thread; the first status goes out at once."""
         self._context = zmq.Context()
-        self._guard = Guard(self._context, self._access, self.audit)
-        self._pub = make_socket(self._context, zmq.PUB, self._access)
-        self._ctl = make_socket(self._context, zmq.ROUTER, self._access)
-        self._guard.watch(self._pub)
-        self._guard.watch(self._ctl)
-        self._guard.start()
+        self._guard: Guard | None = None
+        self._doors: dict[zmq.Socket, Doorbell] = {}
+        self._poller = zmq.Poller()
+        if self._access is not None:
+            self._guard = Guard(self._context, self._access, self.audit)
+            self._guard.start()
+        self._pub, self._ctl = self._make(zmq.PUB), self._make(zmq.ROUTER)
         try:
             self.pub_address = bind(self._pub, self.config.pub)
             self.ctl_address = bind(self._ctl, self.config.ctl)
@@ -191,18 +192,19 @@ class Bus:
         self._publish(Stream.THUMB, body(thumb))
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._ctl, zmq.POLLIN)
-        poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._poller.register(self._ctl, zmq.POLLIN)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         status_at, expire_at = time.monotonic(), time.monotonic() + EXPIRE_S
         try:
             while True:
                 wait_ms = max(0, int((status_at - time.monotonic()) * 1000))
-                poller.poll(min(wait_ms, 100))
+                self._poller.poll(min(wait_ms, 100))
                 self._tick_ns = time.monotonic_ns()
                 self._drain_wake()
                 self._flush()
                 self._receive()
+                for door in self._doors.values():
+                    door.report()
                 now = time.monotonic()
                 if now >= status_at:
                     status_at = max(status_at + self.config.status_ms / 1000, now)
@@ -249,8 +251,8 @@ class Bus:
         for public in gone:
             self._desk.sessions.drop_client(public)
         self._pub.unbind(self.pub_address)
-        self._pub.close()
-        self._pub = make_socket(self._context, zmq.PUB, self._access)
+        self._discard(self._pub)
+        self._pub = self._make(zmq.PUB)
         for _ in range(50):  # the old listener closes in another thread, within milliseconds
             try:
                 self._pub.bind(self.pub_address)
@@ -272,12 +274,25 @@ class Bus:
         except BlockingIOError:
             return
 
+    def _make(self, kind: int) -> zmq.Socket:
+        """An unbound socket whose failed handshakes are recorded."""
+        made = make_socket(self._context, kind, self._access)
+        door = self._doors[made] = Doorbell(self._context, made, self.audit)
+        self._poller.register(door.socket, zmq.POLLIN)
+        return made
+
+    def _discard(self, made: zmq.Socket) -> None:
+        door = self._doors.pop(made)
+        self._poller.unregister(door.socket)
+        door.close()
+        made.close()
+
     def _close(self) -> None:
-        """Sockets first (with their LINGER), then the guard that reads their monitors."""
-        for socket in (self._pub, self._ctl):
-            socket.disable_monitor()
-            socket.close()
-        self._guard.stop()
+        """The sockets first (with their LINGER), then the guard."""
+        for made in (self._pub, self._ctl):
+            self._discard(made)
+        if self._guard is not None:
+            self._guard.stop()
         self._context.term()
         self._wake_in.close()
         self._wake_out.close()

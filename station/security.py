@@ -7,6 +7,7 @@ out of its loop. When the guard is dead nobody gets in (libzmq refuses without a
 
 import json
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -136,27 +137,15 @@ def zap_answer(frames: Sequence[bytes], access: Access, audit: Audit) -> list[by
 
 
 class Guard:
-    """The thread that answers ZAP and watches failed handshakes. Start before binding."""
+    """The thread that answers ZAP. Make and start it before the sockets bind."""
 
-    def __init__(self, context: zmq.Context, access: Access | None, audit: Audit) -> None:
+    def __init__(self, context: zmq.Context, access: Access, audit: Audit) -> None:
         self._access, self._audit = access, audit
-        self._zap: zmq.Socket | None = None
-        if access is not None:
-            self._zap = context.socket(zmq.ROUTER)
-            self._zap.linger = 0
-            self._zap.bind(ZAP)
-        self._monitors: list[zmq.Socket] = []
+        self._zap = context.socket(zmq.ROUTER)
+        self._zap.linger = 0
+        self._zap.bind(ZAP)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bus-guard", daemon=True)
-
-    def watch(self, socket: zmq.Socket) -> None:
-        """Audit the failed handshakes of a socket; before `start()`."""
-        failures = (
-            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        )
-        self._monitors.append(socket.get_monitor_socket(failures))
 
     def start(self) -> None:
         """Begin to answer."""
@@ -165,34 +154,59 @@ class Guard:
     def stop(self) -> None:
         """End the thread; from then on nobody new gets in."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(2.0)
+        self._thread.join(2.0)
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        sockets = [*self._monitors, *([self._zap] if self._zap else [])]
-        for socket in sockets:
-            poller.register(socket, zmq.POLLIN)
         while not self._stop.is_set():
             try:
-                for socket, _ in poller.poll(100):
-                    self._answer(socket) if socket is self._zap else self._report(socket)
-            except zmq.ContextTerminated:
-                break
+                if self._zap.poll(100):
+                    self._answer()
             except Exception:  # the one thread that must not die of anything a stranger sends
                 log.exception("the bus guard met an unexpected error")
                 time.sleep(0.01)
-        for socket in sockets:
-            socket.close(0)
+        self._zap.close(0)
 
-    def _answer(self, zap: zmq.Socket) -> None:
-        frames = zap.recv_multipart(zmq.NOBLOCK)
+    def _answer(self) -> None:
+        frames = self._zap.recv_multipart(zmq.NOBLOCK)
         cut = frames.index(b"") + 1 if b"" in frames else len(frames)
-        if self._access is not None:
-            answer = zap_answer(frames[cut:], self._access, self._audit)
-            zap.send_multipart([*frames[:cut], *answer], zmq.NOBLOCK)
+        answer = zap_answer(frames[cut:], self._access, self._audit)
+        self._zap.send_multipart([*frames[:cut], *answer], zmq.NOBLOCK)
 
-    def _report(self, monitor: zmq.Socket) -> None:
-        event = recv_monitor_message(monitor, zmq.NOBLOCK)
-        name = str(zmq.Event(event["event"]).name).lower()
-        self._audit.write("handshake_failed", event=name, detail=int(event["value"]))
+
+class Doorbell:
+    """Failed handshakes of one socket, for the audit log; used by the socket's own thread.
+
+    libzmq's I/O thread waits when nobody takes its events, and everything waits for the I/O
+    thread: hence an unbounded queue, read by the thread that owns the socket, and closed first.
+    """
+
+    TURN = 200
+    EVENTS = (
+        zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    )
+
+    def __init__(self, context: zmq.Context, watched: zmq.Socket, audit: Audit) -> None:
+        self._watched, self._audit = watched, audit
+        address = f"inproc://doorbell-{secrets.token_hex(8)}"
+        watched.monitor(address, self.EVENTS)
+        self.socket = context.socket(zmq.PAIR)
+        self.socket.linger = 0
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.connect(address)
+
+    def report(self) -> None:
+        """Record what has rung, a bounded number at a time."""
+        for _ in range(self.TURN):
+            try:
+                event = recv_monitor_message(self.socket, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            name = str(zmq.Event(event["event"]).name).lower()
+            self._audit.write("handshake_failed", event=name, detail=int(event["value"]))
+
+    def close(self) -> None:
+        """Stop watching; before the watched socket closes."""
+        self._watched.monitor(None, 0)
+        self.socket.close(0)
