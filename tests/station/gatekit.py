@@ -152,7 +152,7 @@ class Program:
         self.start()
 
     def start(self):
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         with Path(self.log or os.devnull).open("ab") as out:
             self.process = subprocess.Popen(self.words, cwd=ROOT, env=env, stdout=out, stderr=out)
 

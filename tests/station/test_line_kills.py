@@ -1,0 +1,187 @@
+"""P1: station, children and gateway are killed at random while a line runs; nobody lies.
+
+The PLC's log, the ledger (by FETCH and from its file) and the recording agree, every accepted
+trigger has exactly one verdict, seq has no gap, and not one part passed that was not OK.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from faultkit.camera import FaultCamera
+
+from station.client import Client
+from station.ledger import Ledger
+from station.record_read import open_reader
+from station.schema import Result
+from tests.station.gatekit import ROOT, Program, free_port, gateway_words, wait_for
+from tests.station.linekit import LINEKIT, children, sections
+
+
+class Line:
+    """Camera, station, gateway and PLC of one run in `folder`."""
+
+    def __init__(self, folder, camera, by):
+        self.folder, self.by = folder, by
+        self.ctl_port, self.pub_port, self.modbus = free_port(), free_port(), free_port()
+        self.ctl, self.pub = (f"tcp://127.0.0.1:{p}" for p in (self.ctl_port, self.pub_port))
+        (folder / "station.toml").write_text('[station]\nline = "l1"\nname = "s1"\n')
+        settings = json.dumps(sections(self.ctl_port, self.pub_port, folder))
+        self.station = Program(LINEKIT, folder, camera.url, settings, log=folder / "station.log")
+        self.gateway = None
+        if by == "modbus":
+            words = gateway_words(self, self.modbus, folder)
+            self.gateway = Program(*words, log=folder / "gateway.log")
+        self.kills = Counter()
+
+    def plc(self, parts, takt_ms):
+        words = [
+            *("-m", "station.cli", "sim-plc", "--config", self.folder / "station.toml"),
+            *("--ctl", self.ctl, "--by", self.by, "--port", self.modbus, "--allow-missing"),
+            *("--parts", parts, "--takt-ms", takt_ms, "--deadline-ms", 500),
+            *("--log", self.folder / "plc.jsonl"),
+        ]
+        return subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def kill_one(self, dice):
+        """`kill -9` of the station, one of its children, or the gateway."""
+        what = dice.choice(["station", "child", "child", *(["gateway"] if self.gateway else [])])
+        if what == "child":
+            found = children(self.station.process.pid)
+            if not found:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(found), signal.SIGKILL)
+        else:
+            program = self.station if what == "station" else self.gateway
+            program.kill()
+            program.start()
+        self.kills[what] += 1
+
+    def close(self):
+        for program in (self.gateway, self.station):
+            if program is not None:
+                program.__exit__()
+
+
+def run(folder, by, kills, parts, takt_ms):
+    """The score sheet of one run: PLC rows, bodies by FETCH, bodies of the file, recordings."""
+    dice = random.Random(kills)
+    log = folder / "plc.jsonl"
+    with FaultCamera(fps=100) as camera:
+        line = Line(folder, camera, by)
+        plc = line.plc(parts, takt_ms)
+        try:
+            wait_for(lambda: (log.exists() and log.stat().st_size) or plc.poll() is not None, 60)
+            while line.kills.total() < kills and plc.poll() is None:
+                time.sleep(dice.uniform(0.4, 2.5))
+                line.kill_one(dice)
+            output, _ = plc.communicate(timeout=7200)
+            assert plc.returncode == 0, output
+            with Client(line.ctl, name="check", timeout_s=15) as client:
+                fetched = list(client.fetch_all("result"))
+            line.station.process.terminate()
+            line.station.process.wait(20)
+        finally:
+            plc.kill()
+            line.close()
+    rows = [json.loads(text) for text in log.read_text().splitlines()]
+    print(output, dict(line.kills))
+    return rows, fetched, line.kills
+
+
+def filed(folder):
+    """Every result in the ledger's file."""
+    ledger = Ledger(folder / "ledger.db", line="l1", station="s1")
+    bodies, next_seq = [], 1
+    while True:
+        page = ledger.fetch("result", ledger.epoch, next_seq).result()
+        bodies += page.bodies
+        if page.end:
+            break
+        next_seq = page.next_seq
+    recovered = ledger.recovered
+    ledger.close()
+    return bodies, recovered
+
+
+def recorded(folder):
+    """Every verdict in every recording, whole or cut off by a kill."""
+    bodies = []
+    for path in sorted((folder / "recordings").rglob("*.mcap*")):
+        items = open_reader(path)
+        bodies += [item.data for item in items if b'"stream":"result"' in item.data[:300]]
+    return bodies
+
+
+def check(folder, rows, fetched, *, at_least):
+    bodies, recovered = filed(folder)
+    assert bodies == fetched and not recovered
+    results = [Result.model_validate_json(body) for body in bodies]
+    assert [r.seq for r in results] == list(range(1, len(results) + 1))
+    held = {r.trigger_id: r for r in results}
+    assert len(held) == len(results), "a trigger has two verdicts"
+    for row in rows:
+        if row["accepted"]:
+            assert row["trigger_id"] in held, row
+        if row["passed"]:
+            assert held[row["trigger_id"]].accept, row
+        if row["verdict"] and row["trigger_id"] in held:
+            assert row["verdict"] == held[row["trigger_id"]].verdict, row
+    seen = Counter(row["verdict"] or row["reason"] for row in rows)
+    print(f"{len(rows)} parts, {len(results)} in the ledger: {dict(seen)}")
+    assert seen["OK"] + seen["NG"] >= at_least * len(rows), seen
+    assert seen["OK"] and seen["NG"]
+    tape = recorded(folder)
+    assert set(tape) <= set(bodies) and len(tape) == len(set(tape))
+    print(f"{len(tape)} of {len(bodies)} verdicts are in the recordings")
+    assert len(tape) >= 0.3 * len(bodies)
+
+
+@pytest.mark.parametrize("by", ["isp", "modbus"])
+def test_three_kills_anywhere_and_log_ledger_and_recording_agree(tmp_path, by):
+    rows, fetched, _ = run(tmp_path, by, 3, 300, 40)
+    check(tmp_path, rows, fetched, at_least=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("by", ["isp", "modbus"])
+def test_thirty_kills_anywhere_and_log_ledger_and_recording_agree(tmp_path, by):
+    rows, fetched, kills = run(tmp_path, by, 30, 4500, 20)
+    assert kills.total() == 30
+    check(tmp_path, rows, fetched, at_least=0.2)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(0)
+def test_soak_a_thousand_kills_anywhere_and_log_ledger_and_recording_agree(tmp_path):
+    rows, fetched, kills = run(tmp_path, "modbus", 1000, 150_000, 20)
+    assert kills.total() == 1000
+    check(tmp_path, rows, fetched, at_least=0.2)
+
+
+def test_the_children_of_a_killed_station_end_too(tmp_path):
+    with FaultCamera(fps=30) as camera:
+        line = Line(tmp_path, camera, "isp")
+        try:
+            wait_for(lambda: len(children(line.station.process.pid)) >= 2, 30)
+            found = children(line.station.process.pid)
+            line.station.kill()
+            wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found), 10)
+        finally:
+            line.close()
