@@ -41,7 +41,7 @@ class LabelledPart:
 
 
 def human_text(image: Path) -> Text | None:
-    """The text a person wrote: `<image>.json` beside it with a key `text`. None if there is none."""
+    """The text a person wrote: `<image>.json` beside it, key `text`. None if there is none."""
     beside = image.with_suffix(".json")
     if not beside.is_file():
         return None
@@ -78,7 +78,7 @@ def describe_part(
 def scene_sentence(noun: str, image_bgr: NDArray[np.uint8]) -> str:
     """What the picture shows at large: light and colour."""
     grey = float(image_bgr.mean())
-    light = "dark" if grey < 85 else "bright" if grey > 170 else "evenly lit"
+    light = "dark" if grey < 85 else "bright" if grey > 170 else "clear"
     spread = float(np.ptp(image_bgr.reshape(-1, 3).mean(0)))
     tone = "grey-scale" if spread < 4 else "colour"
     return f"A {light} {tone} picture of a {noun}."

@@ -21,7 +21,7 @@ from calibration.stage_vision import encode_features, gather
 from engines.text import fill, tokenise
 from export.model import SpgddGpt
 from export.model.tddf import unit
-from export.prompts import ABNORMAL, NORMAL, TEMPLATES
+from export.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
 
 PRODUCTS = (
     "object", "part", "metal plate", "casting", "bearing ring", "gear", "screw", "bolt", "nut",
@@ -64,9 +64,9 @@ def prompt(rng: np.random.Generator, abnormal: bool) -> str:
     noun = str(rng.choice(PRODUCTS))
     if rng.uniform() < 0.4:
         noun = " ".join(syllables(rng) for _ in range(int(rng.integers(1, 3))))
-    states: Sequence[str] = NORMAL
+    states: Sequence[str] = NORMAL_STATES
     if abnormal:
-        states = ABNORMAL if rng.uniform() < 0.7 else [f"{{}} with a {rng.choice(DEFECTS)}"]
+        states = ABNORMAL_STATES if rng.uniform() < 0.7 else [f"{{}} with a {rng.choice(DEFECTS)}"]
     return str(rng.choice(TEMPLATES)).replace("{}", fill(str(rng.choice(states)), noun))
 
 
@@ -120,7 +120,7 @@ def _described(
 
 def _part(corpus: Corpus, row: int) -> LabelledPart:
     kind = str(corpus.kind[row])
-    noun = NOUNS.get(kind, f"{kind.split('-')[-1]} surface")
+    noun = NOUNS.get(kind, f"{kind.rsplit('-', 1)[-1]} surface")
     label = np.asarray(corpus.labels[row], np.float32)
     return LabelledPart(noun, str(corpus.category[row]), bool(corpus.normal[row]), label > 0.3)
 
@@ -144,7 +144,7 @@ def ensemble_anchors(model: SpgddGpt, noun: str) -> Tensor:
     """(2,E) [normal, abnormal] as engines.text computes them for a recipe without phrases."""
     model.eval()
     sides = []
-    for states in (NORMAL, ABNORMAL):
+    for states in (NORMAL_STATES, ABNORMAL_STATES):
         texts = [t.replace("{}", fill(s, noun)) for s in states for t in TEMPLATES]
         sides.append(unit(unit(_encode(model, texts)).mean(0)))
     return torch.stack(sides)

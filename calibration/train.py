@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from calibration.corpus import Corpus, CorpusSpec, build_corpus
+from calibration.datasets import NOUNS
 from calibration.metrics import auroc
+from calibration.stage_score import choose_score, harmonic
+from calibration.stage_text import TextSettings, ensemble_anchors, train_text
 from calibration.stage_vision import (
     Sampler,
     VisionSettings,
@@ -30,6 +33,7 @@ from calibration.stage_vision import (
 )
 from export.model import SpgddGpt
 from export.model.tddf import unit
+from export.model.weights import save_weights
 
 TAPS = (1, 2, 4)
 # Trained CLS cosines differ by up to 1.4: times 100 their softmax would underflow float32.
@@ -91,7 +95,7 @@ def train_vision(
             for kept, now in zip(average, weights, strict=True):
                 kept.lerp_(now, 1 - decay)
         for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term) / 50
+            sums[name] = sums.get(name, 0.0) + float(term.detach()) / 50
         if (step + 1) % 50 == 0:
             log(f"vision step {step + 1}/{settings.steps}", **sums)
             sums = {}
@@ -153,6 +157,13 @@ def figures_of(prefix: str, corpus: Corpus, found: dict[str, Any]) -> dict[str, 
         "cls": auroc(~corpus.normal, found["cls"]),
     }
     return {f"{prefix}/{k}": 100 * v for k, v in pairs.items() if v is not None}
+
+
+def good_parts(corpus: Corpus, kind: str, count: int = 4, step: int = 5) -> Corpus:
+    """A few good real pictures of one kind (`step` skips the augmented copies of one part)."""
+    rows = np.flatnonzero((corpus.kind == kind) & corpus.normal & corpus.real)[::step][:count]
+    names = ("features", "labels", "kind", "normal", "located", "real", "category")
+    return Corpus(**{name: np.asarray(getattr(corpus, name)[rows]) for name in names})
 
 
 @torch.inference_mode()
@@ -222,11 +233,79 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in args.validate if args.validate is not None else args.data:
         plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
         held = build_corpus(plain, args.cache, model, log)
-        good = replace(plain, split="train")
-        val[folder.name] = (build_corpus(good, args.cache, model, log), held)
+        val[folder.name] = (good_parts(corpus, folder.name), held)
     settings = VisionSettings(steps=args.steps, paper_literal=args.paper_literal)
     anchors = train_vision(model, corpus, val, settings, args.out, log)
     torch.save({"model": model.state_dict(), "anchors": anchors}, args.out / "vision.pt")
+    finish(model, anchors, corpus, val, args.out, log)
+    write_weights(model, args, log)
+    draw_plot(args.out / "metrics.jsonl", args.out / "plot.png")
+
+
+def finish(
+    model: SpgddGpt,
+    anchors: Tensor,
+    corpus: Corpus,
+    val: dict[str, tuple[Corpus, Corpus]],
+    out: Path,
+    log: Log,
+) -> None:
+    """Text tower to the anchors, then the score; figures through the text anchors."""
+    for row in train_text(model, anchors, corpus, TextSettings()):
+        log("text", **row)
+    texts = {name: ensemble_anchors(model, NOUNS.get(name, "object")) for name in val}
+    for name in (*val, "unknown"):
+        pair = texts.get(name, ensemble_anchors(model, "quillor brant"))
+        log(f"text anchors of {name}", **_closeness(pair, anchors))
+    banks = {name: (held, memory_of(model, good)) for name, (good, held) in val.items()}
+    choice = choose_score(model, texts, banks, CLS_SCALE)
+    log("score weight", weight=choice.weight, figures=choice.figures)
+    for name, (held, memory) in banks.items():
+        for shots in (0, 1, 4):
+            bank = [m[:shots] for m in memory] if shots else None
+            found = answers(model, texts[name], held, bank)
+            found["peak"] = harmonic(found["cls"], found["peak"], choice.weight, CLS_SCALE)
+            log("final", **figures_of(f"{name}/{shots}", held, found))
+    torch.save(model.state_dict(), out / "final.pt")
+
+
+def _closeness(pair: Tensor, anchors: Tensor) -> dict[str, float]:
+    cos = (pair * anchors).sum(-1)
+    return {"normal": float(cos[0]), "abnormal": float(cos[1])}
+
+
+def write_weights(model: SpgddGpt, args: argparse.Namespace, log: Log) -> None:
+    """The weights file, with a sentence saying what it is."""
+    path = args.weights or args.out / "nano.safetensors"
+    sets = " and ".join(folder.name for folder in args.data)
+    trained = (
+        f"trained {args.steps} steps on the train splits of {sets}, made defects and "
+        f"{args.kinds} procedural kinds; stem from ImageNet, frozen; prefix untrained"
+    )
+    save_weights(model.eval(), path, trained=trained)
+    log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {trained}")
+
+
+def draw_plot(metrics: Path, out: Path) -> None:
+    """Losses and validation figures over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    for axis, mark in ((left, "vision step "), (right, "validation at ")):
+        chosen = [r for r in rows if r["what"].startswith(mark)]
+        steps = [int(r["what"].removeprefix(mark).split("/")[0]) for r in chosen]
+        for name in sorted({k for r in chosen for k in r} - {"seconds", "what"}):
+            axis.plot(steps, [r.get(name) for r in chosen], label=name)
+        axis.set_xlabel("step")
+        axis.legend(fontsize=6)
+    left.set_title("loss terms")
+    right.set_title("validation, percent")
+    figure.tight_layout()
+    figure.savefig(out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from calibration.enroll import RecipeArgs, enroll
+from calibration.plausible import Plausibility, measure
+from calibration.recipe import Recipe, load_recipe, read_toml, write_toml
+from engines.errors import RecipeError
+from engines.preprocess import Box
+from tests.calibration.doubles import BrightnessDetector, anchors, frames
+
+
+def enrolled(tmp_path):
+    enroll(
+        frames(30), RecipeArgs(name="lid"), lambda m: BrightnessDetector(), tmp_path,
+        anchors=anchors,
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_toml_gives_back_an_equal_recipe(tmp_path):
+    recipe = Recipe(
+        name="lid-2",
+        noun='so-called "lid" \\ größe',
+        phrases=("{} with a crack", "rust"),
+        region=Box(1, 2, 30, 40),
+        tiles=(2, 3),
+        mode="nearest",
+        mm_per_px=0.05,
+        camera={"exposure": 12, "auto": False, "name": "a b"},
+    )
+    write_toml(recipe, tmp_path / "recipe.toml")
+    assert read_toml(tmp_path / "recipe.toml") == recipe
+
+
+@pytest.mark.parametrize("name", ["", "../lid", "a/b", ".lid", "x" * 65])
+def test_a_recipe_name_cannot_leave_its_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="recipe name"):
+        Recipe(name=name)
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path, name)
+
+
+def test_an_unknown_recipe_says_which_are_known_and_how_to_make_one(tmp_path):
+    enrolled(tmp_path)
+    with pytest.raises(RecipeError, match=r"known: lid.*station enroll --recipe cap") as info:
+        load_recipe(tmp_path, "cap")
+    assert info.value.code == 8
+
+
+def test_a_misspelt_key_is_named(tmp_path):
+    enrolled(tmp_path)
+    file = tmp_path / "lid/recipe.toml"
+    file.write_text(file.read_text().replace("deadline_ms", "dedline_ms"))
+    with pytest.raises(RecipeError, match="dedline_ms"):
+        load_recipe(tmp_path, "lid")
+
+
+def test_a_flipped_byte_in_the_memory_is_found(tmp_path):
+    enrolled(tmp_path)
+    file = tmp_path / "lid/memory.safetensors"
+    body = bytearray(file.read_bytes())
+    body[-5] ^= 1
+    file.write_bytes(body)
+    with pytest.raises(RecipeError, match=r"memory\.safetensors differs"):
+        load_recipe(tmp_path, "lid")
+
+
+def test_an_edited_noun_makes_the_recipe_stale_an_edited_deadline_does_not(tmp_path):
+    enrolled(tmp_path)
+    file = tmp_path / "lid/recipe.toml"
+    text = file.read_text()
+    file.write_text(text.replace("deadline_ms = 200", "deadline_ms = 500"))
+    assert load_recipe(tmp_path, "lid").stale(BrightnessDetector()) is None
+    file.write_text(text.replace('noun = "object"', 'noun = "cap"'))
+    assert "edited" in load_recipe(tmp_path, "lid").stale(BrightnessDetector())
+
+
+def test_plausibility_takes_good_parts_and_refuses_dark_bright_and_blurred_ones():
+    import cv2
+
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(60, 160, (240, 240, 3), np.uint8) for _ in range(5)]
+    ranges = Plausibility.from_looks([measure(p) for p in parts])
+    assert all(ranges.check(p) is None for p in parts)
+    assert "too dark" in ranges.check(np.zeros((240, 240, 3), np.uint8))
+    assert "too bright" in ranges.check(np.full((240, 240, 3), 255, np.uint8))
+    blurred = cv2.GaussianBlur(parts[0], (0, 0), 1.5)
+    assert ranges.check(blurred) is not None
+
+
+def test_a_defect_does_not_make_a_part_implausible():
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(60, 160, (240, 240, 3), np.uint8) for _ in range(5)]
+    ranges = Plausibility.from_looks([measure(p) for p in parts])
+    parts[0][100:140, 100:140] = 0
+    assert ranges.check(parts[0]) is None
+
+
+def test_recipe_and_enrolment_import_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import calibration.enroll, calibration.recipe, calibration.thresholds\n"
+        "assert sys.modules['torch'] is None"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
