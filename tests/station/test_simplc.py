@@ -1,10 +1,8 @@
 """The scripted line: it runs, it injects faults, and it catches a station that lies."""
 
 import json
-import random
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -15,14 +13,12 @@ from station.simplc_line import Clock, run_line
 from station.simplc_score import PlcLog, reconcile, tally
 from station.simplc_script import Fault, Part, Script, load_script, parse_faults, plan
 from tests.station.gatekit import (
-    GATEKIT,
     ROOT,
     Program,
     ScriptedStation,
     free_port,
     gateway_words,
     truth,
-    wait_for,
 )
 
 
@@ -191,83 +187,3 @@ def test_the_score_finds_each_kind_of_lie(answers, ledger, found):
     assert bool(score.lies) is (found is not None)
     if found:
         assert getattr(score, found)
-
-
-def kill_run(tmp_path, kills, by, parts, takt_ms):
-    """A line at speed while station and gateway are killed at random; the PLC's log = ledger."""
-    dice = random.Random(kills)
-    where = ScriptedAddress(*(f"tcp://127.0.0.1:{free_port()}" for _ in range(2)))
-    port = free_port()
-    options = json.dumps({"ctl": where.ctl, "pub": where.pub, "work_s": 0.002})
-    words = ["--parts", parts, "--takt-ms", takt_ms, "--deadline-ms", 300, "--allow-missing"]
-    words += ["--by", by, "--port", port]
-    with Program(GATEKIT, tmp_path / "k.db", "--options", options) as station:
-        victims = [station]
-        if by == "modbus":
-            victims.append(Program(*gateway_words(where, port, tmp_path)))
-        plc = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "station.cli", "sim-plc"),
-                *("--config", tmp_path / "station.toml", "--ctl", where.ctl),
-                *("--log", tmp_path / "plc.jsonl", *map(str, words)),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            done = 0
-            wait_for(lambda: (tmp_path / "plc.jsonl").exists() or plc.poll(), 30)
-            while done < kills and plc.poll() is None:
-                time.sleep(dice.uniform(0.5, 2.0))
-                victim = dice.choice(victims)
-                victim.kill()
-                victim.start()
-                done += 1
-            output, _ = plc.communicate(timeout=600)
-        finally:
-            plc.kill()
-            for victim in victims[1:]:
-                victim.__exit__()
-    rows = [json.loads(line) for line in (tmp_path / "plc.jsonl").read_text().splitlines()]
-    return plc.returncode, output, rows, done
-
-
-def check_kills(result, kills, label=""):
-    code, output, rows, done = result
-    print(output)
-    assert code == 0, output
-    assert done == kills, f"the run ended after {done} kills"
-    seen = [row for row in rows if row["verdict"]]
-    judged = [row for row in seen if row["reason"] != "restart"]
-    assert all(row["verdict"] == truth(row["part_id"]) for row in judged)
-    assert len(seen) > len(rows) / 10
-    assert not any(r["passed"] for r in rows if r["verdict"] != "OK")
-
-
-class ScriptedAddress:
-    def __init__(self, ctl, pub):
-        self.ctl, self.pub = ctl, pub
-
-
-@pytest.fixture
-def home(tmp_path):
-    (tmp_path / "station.toml").write_text('[station]\nline = "l1"\nname = "s1"\n')
-    return tmp_path
-
-
-@pytest.mark.parametrize("by", ["isp", "modbus"])
-def test_three_kills_lose_double_and_falsify_nothing(home, by):
-    check_kills(kill_run(home, 3, by, 600, 20), 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["isp", "modbus"])
-def test_thirty_kills_lose_double_and_falsify_nothing(home, by):
-    check_kills(kill_run(home, 30, by, 5000, 12), 30)
-
-
-@pytest.mark.nightly
-def test_soak_a_thousand_kills_lose_double_and_falsify_nothing(home):
-    check_kills(kill_run(home, 1000, "modbus", 170_000, 12), 1000)
