@@ -1,14 +1,19 @@
 """Before READY: the bundle, its engine, its self-test, and the recipe that will inspect."""
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
+from calibration.recipe import LoadedRecipe
 from engines.bundle import Bundle, load_bundle
 from engines.errors import EngineError, RecipeError
 from station.inspection import Product
 from station.settings import Settings
+
+if TYPE_CHECKING:
+    from engines.detector import Detector
 
 log = structlog.get_logger("boot")
 DEFAULT_MODE = "position"
@@ -22,22 +27,17 @@ class EngineRoom:
         self.bundle: Bundle = load_bundle(settings.engine.bundle)
         self._tested: set[str] = set()
 
-    def detector(self, mode: str) -> "object":
+    def detector(self, mode: str) -> "Detector":
         """A detector of this mode; EngineError when it cannot run or fails its self-test."""
         from engines.detector import Detector
-        from engines.selftest import self_test
+        from engines.selftest import open_verified
 
         engine = self._settings.engine
-        detector = Detector.open(
-            self.bundle,
-            mode,  # type: ignore[arg-type]
-            runtime=engine.runtime,
-            threads=engine.threads,
-        )
-        if mode not in self._tested:
-            report = self_test(detector)
-            self._tested.add(mode)
-            log.info("self_test", mode=mode, runtime=detector.runtime, report=str(report))
+        if mode in self._tested:
+            return Detector.open(self.bundle, mode, engine.runtime, engine.threads)
+        detector, report = open_verified(self.bundle, mode, engine.runtime, engine.threads)
+        self._tested.add(mode)
+        log.info("self_test", **asdict(report))
         return detector
 
     def product(self, name: str | None) -> Product:
@@ -49,15 +49,14 @@ class EngineRoom:
 
         detector = self.detector(self._settings.engine.mode or DEFAULT_MODE)
         anchors = TextEncoder.open(self.bundle).anchors("object")
-        detector.bind(None, anchors[None])  # type: ignore[attr-defined]
-        return Product(detector, None, self.bundle.sha, anchors)  # type: ignore[arg-type]
+        detector.bind(None, anchors[None])
+        return Product(detector, None, self.bundle.sha, anchors)
 
     def _from_recipe(self, name: str) -> Product:
         from calibration.enroll import open_recipe
 
         wanted = self._settings.engine.mode
-        factory: Callable[[str], object] = self.detector
-        loaded, detector, rebuilt = open_recipe(self._settings.recipe.root, name, factory)  # type: ignore[arg-type]
+        loaded, detector, rebuilt = open_recipe(self._settings.recipe.root, name, self.detector)
         if wanted and wanted != loaded.recipe.mode:
             raise RecipeError(
                 f"recipe {name!r} was enrolled in mode {loaded.recipe.mode!r}, engine.mode says "
@@ -65,7 +64,8 @@ class EngineRoom:
             )
         if rebuilt:
             log.warning("recipe_rebuilt", recipe=name, why=rebuilt)
-        return Product(detector, loaded, self.bundle.sha, loaded.anchors)  # type: ignore[arg-type]
+        shape = _enrolled_shape(loaded)
+        return Product(detector, loaded, self.bundle.sha, loaded.anchors, shape)  # type: ignore[arg-type]
 
     def prefix(self) -> str | None:
         """Path of the describer's prefix graph, None where the bundle has none."""
@@ -74,3 +74,17 @@ class EngineRoom:
         except (EngineError, KeyError):
             return None
         return str(path) if path.exists() else None
+
+
+def _enrolled_shape(loaded: LoadedRecipe) -> tuple[int, int] | None:
+    """(H, W) of the frames it was enrolled from, known where the region is the whole frame.
+
+    A camera that delivers another size has another lens, crop or mode: nothing it shows is judged.
+    """
+    import cv2
+
+    if loaded.recipe.region is not None or not loaded.calibration.shots:
+        return None
+    path = loaded.path / "references" / loaded.calibration.shots[0].file
+    image = cv2.imread(str(path))
+    return None if image is None else (image.shape[0], image.shape[1])

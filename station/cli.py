@@ -85,6 +85,7 @@ def replay(
     recipe: RecipeOption = None,
     threshold: Annotated[float | None, typer.Option(help="Judge with this one instead.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the recording.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Describe parts, too.")] = False,
     bundle: Annotated[str | None, typer.Option(help="nano, or the path of a bundle.")] = None,
     config: Config = None,
 ) -> None:
@@ -95,7 +96,7 @@ def replay(
 
     given = overrides(recipe__name=recipe, engine__bundle=bundle)
     settings = load_settings(config, given)
-    raise typer.Exit(replay_daemon(settings, path, verify=verify, threshold=threshold))
+    raise typer.Exit(replay_daemon(settings, path, verify=verify, threshold=threshold, words=words))
 
 
 @app.command()

@@ -56,7 +56,7 @@ def enroll(settings: Settings, wanted: Wanted) -> None:
         report = enroll_recipe(
             frames(source, wanted.count if source.live else None),
             args,
-            room.detector,  # type: ignore[arg-type]
+            room.detector,
             settings.recipe.root,
             shots=wanted.shots,
             alpha=wanted.alpha,
@@ -79,7 +79,7 @@ def confirm(settings: Settings, name: str, normals: Path) -> None:
     source = open_source(str(normals))
     source.open()
     room = EngineRoom(settings)
-    done = confirm_parts(loaded.path, frames(source, None), room.detector, _progress())  # type: ignore[arg-type]
+    done = confirm_parts(loaded.path, frames(source, None), room.detector, _progress())
     typer.echo(
         f"recipe {name}: {done.calibration.n} held-out good parts; "
         + ("still learning" if done.recipe.learning else done.calibration.guarantee)

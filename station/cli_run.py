@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import SourceError, StationError, UsageError, VerifyMismatch
-from station.daemon import Daemon, Options
+from station.daemon import Daemon
 from station.logs import set_up
+from station.options import Options
 from station.settings import Settings, load_settings
 from station.summary import print_summary
 
@@ -36,10 +37,9 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
     daemon.start()
     _say_where(daemon)
     daemon.wait()
-    if not daemon.stopping.is_set():
+    if not daemon.asked_to_stop:
         daemon.drain_words(_WORDS_S, _tell_words())
-    interrupted = daemon.stopping.is_set()
-    hanging = daemon.hanging
+    interrupted = daemon.asked_to_stop
     outcome = daemon.close()
     if outcome.totals.parts or not interrupted:
         print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
@@ -47,7 +47,7 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
     sys.stderr.flush()
     if outcome.fault and not interrupted:
         raise SourceError(outcome.fault)
-    if hanging():
+    if daemon.hanging():
         os._exit(0)  # a thread sits in an engine call that will never return
     return 0
 
@@ -83,7 +83,6 @@ class Signals:
     def __init__(self, daemon: Daemon, config: Path | None) -> None:
         self._daemon = daemon
         self._config = config
-        self._asked = False
 
     def install(self) -> None:
         """Only the main thread of a process may."""
@@ -94,10 +93,12 @@ class Signals:
         signal.signal(signal.SIGHUP, self._reload)
 
     def _stop(self, _number: int, _frame: object) -> None:
-        if self._asked:
+        """Only plain attributes here: an Event's lock may be held by the very code interrupted."""
+        if self._daemon.asked_to_stop:
             os._exit(1)
-        self._asked = True
-        self._daemon.stop()
+        self._daemon.asked_to_stop = True
+        if not self._daemon.started:
+            raise SystemExit(0)  # nothing was accepted yet: leave from wherever start-up is
 
     def _reload(self, _number: int, _frame: object) -> None:
         threading.Thread(target=self._reread, name="reload", daemon=True).start()
@@ -115,7 +116,12 @@ class Signals:
 
 
 def replay(
-    settings: Settings, path: Path, *, verify: bool = False, threshold: float | None = None
+    settings: Settings,
+    path: Path,
+    *,
+    verify: bool = False,
+    threshold: float | None = None,
+    words: bool = False,
 ) -> int:
     """The same daemon over a recorded source, its own ledger, free ports, no deadline that strikes.
 
@@ -131,6 +137,7 @@ def replay(
                 "cameras": {},
                 "record": settings.record.model_copy(update={"enabled": False}),
                 "archive": settings.archive.model_copy(update={"enabled": False}),
+                "describe": settings.describe.model_copy(update={"enabled": words}),
                 "metrics": settings.metrics.model_copy(update={"port": 0}),
                 "trigger": settings.trigger.model_copy(update={"mode": "auto", "by": "auto"}),
             }
@@ -153,14 +160,18 @@ def _ports(settings: Settings) -> dict[str, Any]:
 def _verified(settings: Settings, path: Path, options: Options) -> int:
     from station.verify import Verifier
 
-    verifier = Verifier()
+    verifier = Verifier(what_if=options.threshold is not None)
     options.listeners.append(verifier.part)
     code = run(settings, None, options)
-    differences = verifier.differences
     if verifier.compared == 0:
         raise UsageError(f"{path}: holds no recorded verdicts to verify against")
-    print(f"verified {verifier.compared} parts: {len(differences)} differ")
-    if differences:
+    changes = ", ".join(f"{count} {change}" for change, count in sorted(verifier.changes.items()))
+    print(
+        f"verified {verifier.compared} parts: {verifier.differing} differ"
+        + (f" ({changes})" if changes else "")
+    )
+    if verifier.differences:
         verifier.print_table()
-        raise VerifyMismatch(f"{path}: {len(differences)} of {verifier.compared} parts differ")
+        said = f"{verifier.differing} of {verifier.compared} parts differ from the recording"
+        raise VerifyMismatch(f"{path}: {said}")
     return code

@@ -53,9 +53,9 @@ class Control:
                 part_id=command.part_id,
                 session=reply.session,
                 received_ns=reply.received_ns,
-                deadline_ms=command.deadline_ms or daemon.deadline_ms(lane.name),
+                deadline_ms=command.deadline_ms or daemon.openings.deadline_ms(lane.name),
                 t_trigger_us=time.time_ns() // 1000,
-                **daemon.shas(lane.name),
+                **daemon.openings.shas(lane.name),
             )
         except BaseException:
             daemon.flow.release()
@@ -98,7 +98,7 @@ class Control:
                 text = "the part before was still being inspected"
                 daemon.flow.commit(answer, refuse(Verdict.UNDECIDED, Reason.QUEUE_FULL, text))
 
-        opening = daemon.opening(None, lane.name)
+        opening = daemon.openings.own(None, lane.name)
         daemon.flow.open(opening, daemon.products[lane.name], lane.name, opened)
 
     # -- looking -----------------------------------------------------------------------------

@@ -9,14 +9,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import structlog
 
 from station import __version__
-from station.after import Aftermath, ObserverThread, Totals
+from station.after import Aftermath, ObserverThread
 from station.boot import EngineRoom
 from station.bus import Bus
 from station.control import Control
@@ -27,56 +25,21 @@ from station.inspection import Product
 from station.lane import Lane, LaneHooks
 from station.ledger import Ledger
 from station.observers import open_observers
-from station.parts import Part, PartRecord
-from station.schema import Opening, Reason, Severity, StatusFacts, new_id
-from station.sdnotify import notify, watchdog_s
+from station.openings import Openings
+from station.options import EngineSource, Options, Outcome
+from station.parts import Part
+from station.schema import Reason, Severity, StatusFacts
+from station.sdnotify import notify
 from station.settings import Settings, SourceSettings
-from station.sources.base import Frame, Source, open_source
+from station.sources.base import Source, open_source
 from station.supervise import Heartbeat, Readiness, Ticks
+from station.watch import Watch
 from station.wiring import bus_config, describe_service
 
 log = structlog.get_logger("station")
-_FILE_DEADLINE_MS = 10_000  # nobody waits at a folder: its deadline only catches a hanging engine
-_REPLAY_DEADLINE_MS = 600_000  # the injected clock stands still while the engine thinks
-_DEFAULT_DEADLINE_MS = 1000
 _FEED_AHEAD = 4  # parts in flight where every frame is one: engine, queue and commit overlap
+_POLL_S = 0.05
 _STOP_S = 1.2  # of the 2 s that SIGTERM may take
-
-
-@dataclass
-class Options:
-    """How this run differs from the settings: replay, and what tests bring along."""
-
-    simulated: bool = False
-    threshold: float | None = None  # replay: what would have happened with this one
-    engine: Callable[[Settings], "EngineSource"] | None = None
-    source: Callable[[SourceSettings], Source] | None = None
-    observers: bool = True
-    ready_queue: int = 1  # one part prepared ahead: more only adds to the latency
-    listeners: list[Callable[[PartRecord], None]] = field(default_factory=list)
-
-
-class EngineSource:
-    """What Options.engine returns: gives products by recipe name (None = zero-shot)."""
-
-    def product(self, name: str | None) -> Product:
-        """The product ready to inspect."""
-        raise NotImplementedError
-
-    def prefix(self) -> str | None:
-        """Path of the describer's prefix graph."""
-        return None
-
-
-@dataclass
-class Outcome:
-    """How a run ended. `fault`: the sentence of a source that failed for good, or None."""
-
-    totals: Totals
-    fault: str | None = None
-    described: int = 0
-    not_described: int = 0
-    dropped_frames: dict[str, int] = field(default_factory=dict)
 
 
 class Daemon:
@@ -87,6 +50,8 @@ class Daemon:
         self.options = options or Options()
         self.config_sha = settings.sha()
         self.ticks = Ticks()
+        self.asked_to_stop = False  # plain: set by signal handlers, looked at by `wait`
+        self.started = False
         self.stopping = threading.Event()
         self.ended = threading.Event()
         self.lanes: dict[str, Lane] = {}
@@ -97,6 +62,7 @@ class Daemon:
         self._images: Callable[[str], tuple[str, bytes] | None] = lambda _ref: None
         self._last_status: StatusFacts | None = None
         self._outcome: Outcome | None = None
+        self.openings = Openings(self)
         self.readiness = Readiness(self._ready_changed)
 
     # -- start -------------------------------------------------------------------------------
@@ -135,8 +101,9 @@ class Daemon:
         self.ledger.add_listener(self.flow.on_row)
         self.ledger.add_listener(self.after.message)
         self.control = Control(self)
-        self.bus = Bus(bus_config(self.settings), self.ledger, self.control)
-        self.bus.start()
+        bus = Bus(bus_config(self.settings), self.ledger, self.control)
+        bus.start()
+        self.bus = bus
         room = (self.options.engine or EngineRoom)(self.settings)
         self.room = room
         names = {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
@@ -176,11 +143,12 @@ class Daemon:
         self.detector = DetectorThread(
             self.flow, ready, self.ticks, self._desc_room, batch=len(sources)
         )
-        self._probes()
+        self.watch = Watch(self)
+        self.watch.probe_all()
         self.heart = Heartbeat(self.ticks, ("capture", "infer", "ledger"))
         hooks = LaneHooks(
             accepting=lambda: not self.stopping.is_set() and self.mode != "stopped",
-            opening=self.opening,
+            opening=self.openings.own,
             product=lambda lane: self.products[lane],
             ready=ready,
             tick=self.ticks.tick,
@@ -198,26 +166,10 @@ class Daemon:
             lane.start()
         if self.settings.trigger.by == "interval":
             threading.Thread(target=self._interval, name="interval", daemon=True).start()
-        self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._watchdog.start()
+        self.watch.start()
         self.readiness.set("start", None)
+        self.started = True
         self._hint()
-
-    def _probes(self) -> None:
-        probe = self.readiness.probe
-        probe("stop", lambda: "stopping" if self.stopping.is_set() else None)
-        probe("ledger", lambda: None if self.ledger.healthy else "the ledger cannot be written")
-        probe("engine", self.detector.fault)
-        probe("mode", lambda: "stopped by command" if self.mode == "stopped" else None)
-        probe("camera", self._camera_fault)
-
-    def _camera_fault(self) -> str | None:
-        for lane in self.lanes.values():
-            if fault := lane.fault():
-                return fault
-            if lane.finished and not self.stopping.is_set():
-                return "the source has ended"
-        return None
 
     def _hint(self) -> None:
         """Without a recipe nothing can be OK: say what to do about it."""
@@ -248,8 +200,8 @@ class Daemon:
         for lane in self.lanes.values():
             lane.by = "trigger" if mode == "triggered" else "every_frame"
             lane.free_run = lane.source.live and mode == "free_run"
-        ahead = _FEED_AHEAD + len(self.lanes) - 1
-        self.flow.most = self.settings.trigger.in_flight if mode == "triggered" else ahead
+        each = self.settings.trigger.in_flight if mode == "triggered" else _FEED_AHEAD
+        self.flow.most = each * max(1, len(self.lanes))
 
     def _interval(self) -> None:
         """A clock as trigger: a part still open when the next is due is a miss with a verdict."""
@@ -261,46 +213,6 @@ class Daemon:
                 for lane in self.lanes.values():
                     self.control.trigger_now(lane)
             self.stopping.wait(max(0.0, due - time.monotonic()))
-
-    # -- what a part starts with ---------------------------------------------------------------
-
-    def opening(self, frame: Frame | None, lane: str, *, deadline_ms: int | None = None) -> Opening:
-        """The Opening of a part that the station itself begins."""
-        tags = frame.tags if frame else {}
-        name = tags.get("part_id") or (Path(frame.name).stem if frame else None)
-        if name and lane:
-            name = f"{lane}/{name}"
-        return Opening(
-            trigger_id=new_id(),
-            part_id=_legal(name) if name else None,
-            received_ns=time.monotonic_ns(),
-            deadline_ms=deadline_ms or self.deadline_ms(lane),
-            t_trigger_us=time.time_ns() // 1000,
-            **self.shas(lane),
-        )
-
-    def shas(self, lane: str) -> dict[str, Any]:
-        """The fields of an Opening that name recipe, bundle and configuration."""
-        product = self.products[lane]
-        return {
-            "simulated": self.options.simulated,
-            "threshold": product.threshold,
-            "recipe": product.name,
-            "recipe_sha": product.sha,
-            "bundle_sha": product.bundle_sha,
-            "config_sha": self.config_sha,
-        }
-
-    def deadline_ms(self, lane: str) -> int:
-        """Of the settings, else of the recipe; files and replays have nobody who waits."""
-        if self.options.simulated:
-            return _REPLAY_DEADLINE_MS
-        if self.settings.trigger.deadline_ms:
-            return self.settings.trigger.deadline_ms
-        if not self.lanes[lane].source.live and self.mode != "triggered":
-            return _FILE_DEADLINE_MS
-        loaded = self.products[lane].loaded
-        return loaded.recipe.deadline_ms if loaded else _DEFAULT_DEADLINE_MS
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -371,46 +283,27 @@ class Daemon:
         if all(lane.finished for lane in self.lanes.values()):
             self.ended.set()
 
-    def _watch(self) -> None:
-        """Tell systemd that we live, only while every worker ticks; notice READY flips quickly."""
-        period = watchdog_s() or 1.0
-        told, mark = 0.0, time.monotonic_ns()
-        while not self.stopping.is_set():
-            self.readiness.evaluate()
-            now = time.monotonic()
-            if now - told >= min(period, 1.0):
-                self.ticks.set("ledger", self.ledger.tick_ns)
-                names = ("capture", "infer", "ledger")
-                if all(self.ticks.ticked_since(name, mark) for name in names):
-                    notify("WATCHDOG=1")
-                    mark = time.monotonic_ns()
-                told = now
-            self.stopping.wait(0.02)
-
     # -- end ---------------------------------------------------------------------------------
 
-    def wait(self, poll: Callable[[], None] = lambda: None) -> None:
+    def wait(self) -> None:
         """Block until stop is asked for or every source has ended and been judged."""
-        while not self.stopping.wait(0.05):
-            poll()
-            if self.ended.is_set() and self.flow.wait_empty(0.05):
+        while not self.asked_to_stop and not self.stopping.is_set():
+            if self.ended.is_set() and self.flow.wait_empty(_POLL_S):
                 return
+            time.sleep(_POLL_S)
 
     def drain_words(self, most_s: float, tell: Callable[[int], None] = lambda _n: None) -> None:
         """Wait for the descriptions that are still to come, at most so long."""
         if self._describe is None:
             return
         end = time.monotonic() + most_s
-        while time.monotonic() < end and not self.stopping.wait(0.05):
+        while time.monotonic() < end and not self.asked_to_stop:
             stats = self._describe.stats()
             waiting = stats.submitted - stats.described - stats.dropped
             if waiting <= 0:
                 return
             tell(waiting)
-
-    def stop(self) -> None:
-        """Ask for the end: READY=0 at once, no new parts. Safe in a signal handler."""
-        self.stopping.set()
+            time.sleep(_POLL_S)
 
     def close(self) -> Outcome:
         """Finish or fail what is open, flush, release; within 2 s whatever hangs."""
@@ -467,8 +360,3 @@ def _describer_says(words: DescribeStats | None) -> str:
     if words is None:
         return "off"
     return (f"{words.source}: {words.reason}" if words.reason else words.source)[:200]
-
-
-def _legal(name: str) -> str:
-    """A part id: no control characters, at most 128."""
-    return "".join(c if c.isprintable() else "_" for c in name)[:128]

@@ -40,6 +40,7 @@ class Product:
     loaded: LoadedRecipe | None = None
     bundle_sha: str = ""
     anchors: NDArray[np.float32] | None = None  # f32 (2,E), for the describer's prefix
+    shape: tuple[int, int] | None = None  # (H, W) that a camera must deliver, where known
 
     @property
     def name(self) -> str:
@@ -126,6 +127,11 @@ def prepare(frame: Frame, product: Product, *, live: bool) -> Prepared:
     region = recipe.region if recipe else None
     if region and (region.x + region.w > wide or region.y + region.h > high):
         text = f"{frame.name}: {wide}x{high} does not hold the recipe's region {region}"
+        return _refused(frame, Verdict.ERROR, Reason.CAMERA, text)
+    if live and product.shape and product.shape != (high, wide):
+        text = (
+            f"{frame.name}: {wide}x{high}, not the {product.shape[1]}x{product.shape[0]} enrolled"
+        )
         return _refused(frame, Verdict.ERROR, Reason.CAMERA, text)
     area = region or Box(0, 0, wide, high)
     if product.loaded and (odd := _implausible(product.loaded, image, area)):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from station.daemon import Outcome
+    from station.options import Outcome
 
 _COLOURS = {"OK": "green", "NG": "red", "UNDECIDED": "yellow", "ERROR": "magenta"}
 

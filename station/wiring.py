@@ -43,6 +43,8 @@ def describe_service(
     def on_event(name: str, text: str, part_id: str | None) -> None:
         severity = Severity.INFO if name == "describer_ready" else Severity.WARNING
         data = {"part_id": part_id} if part_id else {}
+        if name == "describer_fallback":
+            text = f"the template describes parts instead of the language model: {text}"
         flow.event(name, text, severity, **data)
 
     values = config.model_dump(exclude={"enabled"})

@@ -22,7 +22,7 @@ from engines.errors import SourceError
 from station.settings import SourceSettings
 from station.sources.base import Frame
 from station.sources.ring import Ring, Slot
-from station.supervise import Backoff
+from station.supervise import Backoff, RestartCap
 
 _OPEN_S = 10.0  # V4L2 and RTSP may take seconds to open; more means it is not there
 _MIN_STALL_NS = 250_000_000  # LINE.md: stall = max(3 frame periods, 250 ms)
@@ -59,6 +59,7 @@ class CameraSource:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._backoff = Backoff(first_s=0.5, most_s=8.0)
+        self._cap = RestartCap(most=20, window_s=60.0)  # one that dies after each first frame
         self._child: subprocess.Popen[bytes] | None = None
         self._counts = {"frames": 0, "dropped": 0, "repeats": 0, "damaged": 0, "restarts": 0}
         self._fault: str | None = "camera not opened"
@@ -252,7 +253,7 @@ class CameraSource:
             return
         self._fault = f"camera {self.spec}: {why}"
         self._kill()
-        wait = self._backoff.next_s()
+        wait = self._backoff.next_s() if self._cap.allow() else self._backoff.most_s
         self._next_try_ns = time.monotonic_ns() + int(wait * 1e9)
         self.on_event("camera_lost", f"{self._fault}; trying again in {wait:g} s")
 

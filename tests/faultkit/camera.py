@@ -130,8 +130,11 @@ def damage(good: bytes, mode: str, number: int = 0) -> bytes:
     if mode == "no_eoi_data":
         return good[: int(len(good) * rng.uniform(0.3, 0.9))] + b"\xff\xd9"
     if mode == "corrupt":
+        # Noise with a marker in it. Noise without one can by chance be a valid code of as many
+        # blocks: no decoder notices, and the picture goes to the engine as what it looks like.
         at = int(len(good) * rng.uniform(0.4, 0.8))
-        return good[:at] + rng.integers(0, 256, 400, dtype=np.uint8).tobytes() + good[at + 400 :]
+        noise = rng.integers(0, 256, 400, dtype=np.uint8).tobytes()
+        return good[:at] + noise[:200] + b"\xff\x47" + noise[202:] + good[at + 400 :]
     if mode == "size":
         return jpeg(picture(number, size=(120, 160)))
     if mode in ("black", "white"):

@@ -9,8 +9,8 @@ import numpy as np
 from calibration.plausible import Plausibility
 from calibration.recipe import LoadedRecipe, Recipe
 from engines.detector import Answer, Memory
-from station.daemon import EngineSource
 from station.inspection import Product
+from station.options import EngineSource
 
 
 @dataclass
@@ -71,8 +71,9 @@ def fake_recipe(
 class FakeRoom(EngineSource):
     """Gives products of one fake engine; recipe None is zero-shot."""
 
-    def __init__(self, engine: FakeEngine | None = None, **recipe) -> None:
+    def __init__(self, engine: FakeEngine | None = None, shape=None, **recipe) -> None:
         self.engine = engine or FakeEngine()
+        self.shape = shape
         self.recipe = recipe
 
     def __call__(self, _settings) -> "FakeRoom":
@@ -80,4 +81,4 @@ class FakeRoom(EngineSource):
 
     def product(self, name: str | None) -> Product:
         loaded = None if name is None else fake_recipe(name, **self.recipe)
-        return Product(self.engine, loaded, "b" * 64, np.zeros((2, 4), np.float32))
+        return Product(self.engine, loaded, "b" * 64, np.zeros((2, 4), np.float32), self.shape)

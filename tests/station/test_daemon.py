@@ -298,3 +298,32 @@ def test_a_live_camera_is_triggered_and_gives_a_frame_newer_than_the_trigger(tmp
             found = client.trigger(new_id(), deadline_ms=1000)
             assert found.verdict is Verdict.OK
             assert found.t_capture_us >= found.t_trigger_us
+
+
+def test_several_cameras_share_one_engine_and_keep_their_parts_apart(tmp_path):
+    engine = FakeEngine(delay_s=0.01)
+    cameras = {
+        name: {"spec": str(parts_folder(tmp_path / name, count))}
+        for name, count in (("left", 12), ("right", 9))
+    }
+    with station(tmp_path, "unused", engine, cameras=cameras) as (daemon, client):
+        daemon.wait()
+        found = results(client)
+    assert [r.seq for r in found] == list(range(1, 22))
+    left = [r.part_id for r in found if r.part_id.startswith("left/")]
+    right = [r.part_id for r in found if r.part_id.startswith("right/")]
+    assert left == [f"left/p{i:03d}" for i in range(12)]
+    assert right == [f"right/p{i:03d}" for i in range(9)]
+    print(f"{engine.calls} engine calls for {len(found)} parts")
+    assert engine.calls < len(found)  # parts of both cameras went through together
+
+
+def test_a_trigger_for_one_of_several_cameras_names_it_in_the_part_id(tmp_path):
+    cameras = {
+        name: {"spec": str(parts_folder(tmp_path / name, 2)), "loop": True}
+        for name in ("left", "right")
+    }
+    with station(tmp_path, "unused", cameras=cameras, **TRIGGERED) as (_, client):
+        assert client.trigger(new_id(), "right/7").part_id == "right/7"
+        with pytest.raises(Refused):
+            client.trigger(new_id(), "middle/7")

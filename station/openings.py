@@ -1,0 +1,65 @@
+"""What a part begins with: its ids, its deadline, and the hashes of all that decides its verdict."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from station.schema import Opening, new_id
+from station.sources.base import Frame
+
+if TYPE_CHECKING:
+    from station.daemon import Daemon
+
+_FILE_DEADLINE_MS = 10_000  # nobody waits at a folder: its deadline only catches a hanging engine
+_REPLAY_DEADLINE_MS = 600_000  # the injected clock stands still while the engine thinks
+_DEFAULT_DEADLINE_MS = 1000
+
+
+class Openings:
+    """Reads the daemon's products, mode and options; keeps nothing."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+
+    def own(self, frame: Frame | None, lane: str, *, deadline_ms: int | None = None) -> Opening:
+        """The Opening of a part that the station itself begins."""
+        tags = frame.tags if frame else {}
+        name = tags.get("part_id") or (Path(frame.name).stem if frame else None)
+        if name and lane:
+            name = f"{lane}/{name}"
+        return Opening(
+            trigger_id=new_id(),
+            part_id=_legal(name) if name else None,
+            received_ns=time.monotonic_ns(),
+            deadline_ms=deadline_ms or self.deadline_ms(lane),
+            t_trigger_us=time.time_ns() // 1000,
+            **self.shas(lane),
+        )
+
+    def shas(self, lane: str) -> dict[str, Any]:
+        """The fields of an Opening that name recipe, bundle and configuration."""
+        product = self._daemon.products[lane]
+        return {
+            "simulated": self._daemon.options.simulated,
+            "threshold": product.threshold,
+            "recipe": product.name,
+            "recipe_sha": product.sha,
+            "bundle_sha": product.bundle_sha,
+            "config_sha": self._daemon.config_sha,
+        }
+
+    def deadline_ms(self, lane: str) -> int:
+        """Of the settings, else of the recipe; files and replays have nobody who waits."""
+        if self._daemon.options.simulated:
+            return _REPLAY_DEADLINE_MS
+        if self._daemon.settings.trigger.deadline_ms:
+            return self._daemon.settings.trigger.deadline_ms
+        if not self._daemon.lanes[lane].source.live and self._daemon.mode != "triggered":
+            return _FILE_DEADLINE_MS
+        loaded = self._daemon.products[lane].loaded
+        return loaded.recipe.deadline_ms if loaded else _DEFAULT_DEADLINE_MS
+
+
+def _legal(name: str) -> str:
+    """A part id: no control characters, at most 128."""
+    return "".join(c if c.isprintable() else "_" for c in name)[:128]

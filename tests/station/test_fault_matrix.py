@@ -1,0 +1,170 @@
+"""P3: no fault ever yields OK, and each has its reason. 10 parts each; slow: 100 each."""
+
+import time
+
+import pytest
+from faultkit.camera import FaultCamera
+from faultkit.engines import FakeEngine
+from faultkit.station import parts_folder, results, station, until
+
+from station.client import NoAnswer, Refused
+from station.schema import Reason, Verdict, new_id
+
+COUNTS = [10, pytest.param(100, marks=pytest.mark.slow)]
+SHAPE = {"recipe_kw": {"shape": (240, 320)}}
+TRIGGERED = {"trigger": {"by": "bus"}}
+
+
+def show(client, count, deadline_ms=1000):
+    """Trigger `count` parts; what each became, "not_ready" and the like where none was accepted."""
+    found = []
+    while len(found) < count:
+        try:
+            result = client.trigger(new_id(), deadline_ms=deadline_ms)
+            found.append((result.verdict, result.reason))
+        except Refused as refused:
+            found.append((str(refused.reply.reply), None))
+            time.sleep(0.005)
+    return found
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("mode", "verdict", "reason"),
+    [
+        ("freeze", Verdict.ERROR, Reason.STALE_FRAME),
+        ("truncate", Verdict.ERROR, Reason.CAMERA),
+        ("corrupt", Verdict.ERROR, Reason.CAMERA),
+        ("no_eoi_data", Verdict.ERROR, Reason.CAMERA),
+        ("size", Verdict.ERROR, Reason.CAMERA),
+        ("black", Verdict.UNDECIDED, Reason.IMPLAUSIBLE_FRAME),
+        ("white", Verdict.UNDECIDED, Reason.IMPLAUSIBLE_FRAME),
+    ],
+)
+def test_a_camera_that_lies_never_gets_ok(tmp_path, mode, verdict, reason, count):
+    with (
+        FaultCamera(fps=80) as camera,
+        station(tmp_path, camera.url, **TRIGGERED, **SHAPE) as (_, client),
+    ):
+        until(lambda: show(client, 1) == [(Verdict.OK, Reason.SCORE)])
+        camera.mode = mode
+        time.sleep(0.15)
+        found = show(client, count)
+        camera.mode = "ok"
+        time.sleep(0.15)
+        healed = show(client, 3)
+    assert set(found) == {(verdict, reason)}
+    assert set(healed) == {(Verdict.OK, Reason.SCORE)}
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_repeated_frames_are_stale_and_the_others_are_judged(tmp_path, count):
+    with (
+        FaultCamera(fps=80) as camera,
+        station(tmp_path, camera.url, **TRIGGERED, **SHAPE) as (_, client),
+    ):
+        camera.mode = "repeat"
+        time.sleep(0.15)
+        found = []
+        for number in range(count):
+            time.sleep(number % 5 * 0.005)  # out of step with the camera
+            found += show(client, 1)
+    assert set(found) <= {(Verdict.OK, Reason.SCORE), (Verdict.ERROR, Reason.STALE_FRAME)}
+    assert (Verdict.ERROR, Reason.STALE_FRAME) in found
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("mode", ["stall", "drop"])
+def test_a_camera_that_is_gone_gives_errors_then_not_ready_then_verdicts_again(
+    tmp_path, mode, count
+):
+    with (
+        FaultCamera(fps=80) as camera,
+        station(tmp_path, camera.url, **TRIGGERED, **SHAPE) as (daemon, client),
+    ):
+        until(lambda: show(client, 1) == [(Verdict.OK, Reason.SCORE)])
+        camera.mode = mode
+        time.sleep(0.05)
+        found = show(client, count, deadline_ms=200)
+        until(lambda: not daemon.readiness.evaluate()[0], 1)
+        found += show(client, 3)
+        camera.mode = "ok"
+        back = until(lambda: daemon.readiness.evaluate()[0], 10)
+        healed = show(client, 3)
+    print(f"{mode}: ready again after {back:.2f} s")
+    allowed = {
+        (Verdict.ERROR, Reason.CAMERA),
+        (Verdict.UNDECIDED, Reason.DEADLINE),
+        ("not_ready", None),
+    }
+    assert set(found) <= allowed
+    assert found[-1] == ("not_ready", None)
+    assert set(healed) == {(Verdict.OK, Reason.SCORE)}
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("raise", Reason.INFER), ("nan", Reason.NOT_FINITE), ("inf", Reason.NOT_FINITE)],
+)
+def test_an_engine_that_lies_never_gets_ok(tmp_path, fault, reason, count):
+    folder = parts_folder(tmp_path / "in", 4)
+    engine = FakeEngine(fault=fault)
+    with station(tmp_path, str(folder), engine, source={"loop": True}, **TRIGGERED) as (_, client):
+        found = show(client, count)
+    assert set(found) <= {(Verdict.ERROR, reason), ("not_ready", None)}
+    assert found.count((Verdict.ERROR, reason)) >= 3
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_an_engine_slower_than_the_deadline_is_undecided_and_never_acted_on(tmp_path, count):
+    folder = parts_folder(tmp_path / "in", 4)
+    engine = FakeEngine(delay_s=0.06)
+    with station(tmp_path, str(folder), engine, source={"loop": True}, **TRIGGERED) as (_, client):
+        found = show(client, count, deadline_ms=30)
+    assert set(found) <= {(Verdict.UNDECIDED, Reason.DEADLINE), ("not_ready", None)}
+    assert (Verdict.UNDECIDED, Reason.DEADLINE) in found
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_wall_clock_that_jumps_changes_no_verdict(tmp_path, monkeypatch, count):
+    """The deadline is monotonic: wall time is a label, wherever it jumps."""
+    folder = parts_folder(tmp_path / "in", 4)
+    real, calls = time.time_ns, iter(range(1 << 30))
+    with station(tmp_path, str(folder), source={"loop": True}, **TRIGGERED) as (_, client):
+        jumps = (0, 86_400_000_000_000, -86_400_000_000_000)
+        monkeypatch.setattr(time, "time_ns", lambda: real() + jumps[next(calls) % 3])
+        found = show(client, count, deadline_ms=500)
+    assert set(found) == {(Verdict.OK, Reason.SCORE)}
+
+
+def test_a_full_disk_sends_nothing_is_not_ready_and_heals(tmp_path):
+    folder = parts_folder(tmp_path / "in", 4)
+    looped = {"source": {"loop": True}, **TRIGGERED}
+    with station(tmp_path, str(folder), **looped) as (daemon, client):
+        assert show(client, 1) == [(Verdict.OK, Reason.SCORE)]
+        found, faults = [], []
+        for _ in range(40):
+            fill_the_disk(daemon.ledger)
+            try:
+                found.append(client.trigger(new_id(), timeout_s=0.5).verdict)
+            except (Refused, NoAnswer) as error:
+                faults.append(type(error).__name__)
+                break
+        assert faults, "the disk never filled"
+        assert len(results(client)) >= len(found)  # nothing was told that is not in the ledger
+        until(lambda: daemon.readiness.evaluate()[0], 10)
+        assert show(client, 1) == [(Verdict.OK, Reason.SCORE)]
+        said = {r.trigger_id: r for r in results(client)}
+    assert {r.verdict for r in said.values()} <= {Verdict.OK, Verdict.ERROR}
+
+
+def fill_the_disk(ledger):
+    """SQLITE_FULL from now on: the file may not grow by one page."""
+
+    def limit(store):
+        pages = store.db.execute("PRAGMA page_count").fetchone()[0]
+        store.db.execute(f"PRAGMA max_page_count={pages}")
+        return True
+
+    ledger._read(limit).result(5)
