@@ -4,6 +4,7 @@
 Words never change a verdict: a description that disagrees with the map is marked, nothing more.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engines.errors import EngineError
 from engines.facts import Area, Confidence, Facts, Region, half_peak_level, part_facts
 
+_FILLER = re.compile(r"^\s*(?:with|has|having|showing|of)?\s*(?:an?|the|some)?\s+(?=\S)")
 MAX_TOKENS = 128  # the longest answer, by grammar (DESIGN.md, Describer)
 
 
@@ -83,7 +85,7 @@ class DescribeRequest:
     area: that region in original pixels. crop: it as BGR uint8 thumbnail or None.
     level: map level of `regions`; None = half of the map's peak. count: how many in all; None =
     counted here.
-    categories: defect nouns of the recipe ("crack"), may be empty.
+    categories: the recipe's defect phrases ("{} with a crack") or nouns ("crack"), may be empty.
     cls f32 (E,), anchors f32 (2,E), f_out f32 (15,15,3) feed the prefix; None = no prefix.
     """
 
@@ -111,6 +113,12 @@ class DescribeRequest:
     def defective(self) -> bool:
         """NG, or anything else that is not OK whose score does not stay under its threshold."""
         return self.verdict == "NG" or (self.verdict != "OK" and not self.score <= self.threshold)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Defect nouns of the categories, without repeats ("{} with a crack" -> "crack")."""
+        found = (_FILLER.sub("", c.replace("{}", " ").lower()).strip() for c in self.categories)
+        return tuple(dict.fromkeys(kind for kind in found if kind))
 
     def facts(self) -> Facts:
         """The facts of this part from its map and pixels (`engines.facts`)."""

@@ -70,7 +70,7 @@ def findings(request: DescribeRequest, facts: Facts, *, model_chooses: bool) -> 
     noun = plain(request.noun)
     if not facts.defective:
         return Findings(noun, (), False, 0, NONE, NONE, "0 px", NONE, facts.confidence, NONE)
-    kinds = tuple(dict.fromkeys(plain(k, 24) for k in request.categories))[:MAX_KINDS]
+    kinds = tuple(dict.fromkeys(plain(k, 24) for k in request.kinds))[:MAX_KINDS]
     choose = model_chooses and len(kinds) > 1
     category = None if choose else plain(category_word(kinds, facts), 24)
     return Findings(

@@ -43,7 +43,7 @@ def describe_facts(
 ) -> Description:
     """The template's description of `facts`; `note` says why the template speaks, if it matters."""
     start = time.monotonic()
-    category = category_word(request.categories, facts) if facts.defective else "none"
+    category = category_word(request.kinds, facts) if facts.defective else "none"
     sentence = sentence_of(request.noun, category, facts)
     return Description(
         trigger_id=request.trigger_id,

@@ -79,7 +79,7 @@ def spm(folder):
 
 
 def logits_of(path, ids):
-    model = LlamaModel(path, n_ctx=512, sequences=1)
+    model = LlamaModel(path, n_ctx=1024, sequences=1)
     try:
         return model.score(ids)
     finally:
@@ -266,14 +266,31 @@ def test_smollm2_there_and_back_says_what_transformers_says(smollm2):
 
 
 @pytest.mark.slow
-def test_q8_of_smollm2_keeps_the_top_word_in_99_of_100_places(smollm2, tmp_path):
+def test_q8_weights_of_smollm2_keep_the_top_word_in_99_of_100_places(smollm2, tmp_path):
+    """On the text the describer writes: Q8_0 as it runs, and its weights expanded to F16 again."""
+    from engines.gguf_model import llama_cpp
+    from engines.gguf_prompt import Findings, answer_text, findings_text
+
     _, path = smollm2
-    small = quantize(path, tmp_path / "q8.gguf", "Q8_0", lambda text: None, threads=1)
-    model = LlamaModel(path, n_ctx=512, sequences=1)
-    ids = model.tokenize(" ".join(sentences(20, seed=6)))[:400]
+    say = lambda text: None  # noqa: E731
+    small = quantize(path, tmp_path / "q8.gguf", "Q8_0", say, threads=1)
+    lib = llama_cpp()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = 1, True, 1
+    again = tmp_path / "again.gguf"
+    assert lib.llama_model_quantize(str(small).encode(), str(again).encode(), params) == 0
+    model = LlamaModel(path, n_ctx=1024, sequences=1)
+    parts = [
+        Findings(f"{noun} part", ("crack", "dent"), True, 1 + i % 3, place, "line",
+                 f"{20 + 7 * i} px", "dark grey", "high", ("crack", "dent")[i % 2])
+        for i, (noun, place) in enumerate(zip(PARTS[:6], PLACES, strict=False))
+    ]  # fmt: skip
+    texts = [findings_text(f) + answer_text(f, f.category) for f in parts]
+    ids = model.tokenize("\n\n".join(texts))
     model.close()
-    exact, quick = logits_of(path, ids), logits_of(small, ids)
+    exact, quick, run = (logits_of(p, ids) for p in (path, again, small))
     assert (exact.argmax(1) == quick.argmax(1)).mean() >= 0.99
+    assert (exact.argmax(1) == run.argmax(1)).mean() >= 0.99
     assert (quick - exact).std() <= 0.03 * exact.std()
 
 
