@@ -5,18 +5,18 @@ usage: python -m export.build_engines --preset nano --out DIR
 
 import argparse
 import hashlib
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import BUNDLES, EngineEntry, load_bundle, sha256
+from engines.bundle import load_bundle
 from engines.errors import EngineError, StationError
 from export import compose
+from export.build_tensorrt import build_all
+from export.build_weights import WeightsRequest, prepare_weights
 from export.bundle_writer import (
     WEIGHTS,
     Draft,
@@ -31,10 +31,10 @@ from export.gate_run import run_gate
 from export.graph import Graph, WeightStore
 from export.model.config import ModelConfig
 from export.model.memory import MODES
-from export.model.spgdd import SpgddGpt
-from export.model.weights import load_weights, save_weights
+from export.model.weights import load_weights
 from export.progress import Progress
 from export.quantise import SCHEMES, quantised
+from export.tensorrt import TARGETS
 
 MANUAL = """\
 Builds a bundle: the folder a station runs from, made once per model.
@@ -53,6 +53,12 @@ Nothing is rebuilt that is up to date: same weights, same code, same options, sa
 examples:
   python -m export.build_engines --preset nano --out engines/bundles/nano
   python -m export.build_engines --preset nano --weights trained.safetensors --out DIR
+  python -m export.build_engines --preset paper --out DIR \\
+      --checkpoint vit_b_16_plus_240-laion400m_e32-699c4b84.pt --parts own.safetensors
+  python -m export.build_engines --preset nano --out DIR --tensorrt sm89   (no GPU needed)
+
+A checkpoint is checked: a .pt file against the eight hex digits in its own name, any other file
+against --sha256. Epoch 31 is refused by name: open_clip 3.3.0 serves it for the tag of epoch 32.
 """
 
 
@@ -65,10 +71,22 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--preset", choices=("nano", "paper"), default="nano", help="which model")
     p.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    p.add_argument(
-        "--weights", type=Path,
+    weights = p.add_argument_group("weights")
+    weights.add_argument(
+        "--weights", type=Path, metavar="FILE",
         help="weights file of this project (default: the shipped one, else random weights)",
     )  # fmt: skip
+    weights.add_argument(
+        "--checkpoint", metavar="FILE|hf://owner/repo/file",
+        help="OpenCLIP checkpoint of the towers, .pt or .safetensors",
+    )  # fmt: skip
+    weights.add_argument("--sha256", metavar="HEX", help="sha256 of the checkpoint (or its start)")
+    weights.add_argument(
+        "--unverified", action="store_true", help="accept a checkpoint nothing vouches for"
+    )
+    weights.add_argument(
+        "--parts", type=Path, metavar="FILE", help="the project's trained parts for that checkpoint"
+    )
     p.add_argument(
         "--data", type=Path,
         help="folder of sets with index.jsonl for the gate and INT8 (default: ../shared/data if "
@@ -78,6 +96,21 @@ def parser() -> argparse.ArgumentParser:
         "--int8", action=argparse.BooleanOptionalAction, default=True,
         help="also try INT8 twins of the detectors (the gate decides which ship)",
     )  # fmt: skip
+    gpu = p.add_argument_group("GPU")
+    gpu.add_argument(
+        "--tensorrt", metavar="TARGET", choices=TARGETS,
+        help=f"also build TensorRT engines ahead of time, for {', '.join(TARGETS)}; no GPU needed",
+    )  # fmt: skip
+    gpu.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where they go (default: OUT.tensorrt)"
+    )
+    words = p.add_argument_group("language model")
+    words.add_argument(
+        "--llm",
+        metavar="SOURCE",
+        help="also make a GGUF of this model, in OUT.describer",
+    )
+    words.add_argument("--quant", metavar="TYPE", help="quantisation of the GGUF, e.g. Q8_0")
     p.add_argument("--force", action="store_true", help="build even if everything is up to date")
     return p
 
@@ -89,32 +122,6 @@ def source_key(options: Sequence[str]) -> str:
     for path in sorted([*here.rglob("*.py"), *(here.parent / "engines").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def shipped_weights(preset: str) -> Path | None:
-    """Weights inside the shipped bundle of this preset."""
-    path = BUNDLES / preset / WEIGHTS
-    return path if path.is_file() else None
-
-
-def prepare_weights(args: argparse.Namespace, progress: Progress) -> tuple[str, str]:
-    """Put weights.safetensors into the bundle; (source sentence, sha256)."""
-    target = args.out / WEIGHTS
-    source = args.weights or shipped_weights(args.preset)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if source is None:
-        progress.say("no trained weights: random initialisation (nano: on the pretrained stem)")
-        save_weights(SpgddGpt.create(args.preset), target)
-        return "random initialisation, seed 42", sha256(target)
-    if not source.is_file():
-        raise EngineError(f"no weights file at {source}")
-    if source.resolve() != target.resolve():
-        with tempfile.NamedTemporaryFile(dir=args.out, delete=False) as part:
-            partial = Path(part.name)
-        shutil.copyfile(source, partial)
-        partial.chmod(0o644)
-        partial.replace(target)
-    return source.name, sha256(target)
 
 
 def build_parts(draft: Draft, store: WeightStore, progress: Progress) -> None:
@@ -173,14 +180,28 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
     """The whole build; raises EngineError in one sentence."""
     data = args.data or Path("../shared/data")
     data = data if data.is_dir() else None
-    source, digest = prepare_weights(args, progress)
+    request = WeightsRequest(
+        args.preset, args.weights, args.checkpoint, args.parts, args.sha256, args.unverified
+    )
+    source, digest = prepare_weights(request, args.out)
+    progress.step("weights")
     key = source_key([args.preset, digest, str(data is not None), str(args.int8)])
     if not args.force and up_to_date(args.out, key):
         progress.say(f"{args.out} is up to date")
-        return
-    progress.step("weights")
+    else:
+        build_bundle(args, data, (source, digest, key), progress)
+    extras(args, progress)
+
+
+def build_bundle(
+    args: argparse.Namespace, data: Path | None, facts: tuple[str, str, str], progress: Progress
+) -> None:
+    """Engines, gate, reference answers and manifest over the weights that lie in OUT."""
+    source, digest, key = facts
     model = load_weights(args.out / WEIGHTS)
     store = WeightStore(args.out / WEIGHTS)
+    if model.config.name != args.preset:
+        raise EngineError(f"{source} holds weights of preset {model.config.name}: --preset differs")
     trained = store.metadata.get("trained", model.config.trained)
     draft = Draft(args.out, model.config, {"weights": source, "sha256": digest}, trained)
     write_prompts(args.out)
@@ -199,6 +220,21 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
     progress.say(f"{args.out}: {len(draft.engines)} engines, {size / 2**20:.1f} MiB. {trained}")
 
 
+def extras(args: argparse.Namespace, progress: Progress) -> None:
+    """What lies beside the bundle: TensorRT cache, GGUF."""
+    if args.tensorrt:
+        store = WeightStore(args.out / WEIGHTS)
+        config = ModelConfig.from_json(store.metadata["config"])
+        cache = args.cache or args.out.with_name(args.out.name + ".tensorrt")
+        build_all(store, config, cache, args.tensorrt, progress.say)
+    if args.llm:
+        from export.gguf import make_gguf
+
+        target = args.out.with_name(args.out.name + ".describer")
+        report = make_gguf(args.llm, target, args.quant)
+        progress.say(f"{report.path}: sha256 {report.sha256}, hidden size {report.hidden}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is the error's."""
     args = parser().parse_args(argv)
@@ -210,8 +246,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code
     return 0
 
-
-__all__ = ["EngineEntry", "build", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines.detector import Answer, Memory
 from export.gate_frames import GateFrame, GateSet
 from export.model import SpgddGpt
+from export.model.clip import Encoded
 
 F32 = NDArray[np.float32]
 Run = Callable[[NDArray[np.uint8]], Answer]
@@ -76,11 +77,11 @@ def auc(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float | None:
 
 
 def torch_answer(
-    model: SpgddGpt, tiles: NDArray[np.uint8], anchors: F32, memory: Memory | None, mode: Any
+    model: SpgddGpt, encoded: Encoded, anchors: F32, memory: Memory | None, mode: Any
 ) -> Answer:
-    """PyTorch's answer in the engine's shape."""
+    """PyTorch's answer in the engine's shape, from the tower's output."""
     taps = None if memory is None else [torch.from_numpy(t) for t in memory.taps]
-    r = model.detect(torch.from_numpy(tiles), torch.from_numpy(anchors), taps, mode)
+    r = model.answer(encoded, torch.from_numpy(anchors), taps, mode)
     tokens = (r.tokens[0].numpy(), r.tokens[1].numpy(), r.tokens[2].numpy())
     score, maps, p, distances = (x.numpy() for x in (r.score, r.map, r.p, r.distances))
     return Answer(score, maps, p, distances, tokens, r.cls.numpy(), r.f_out.numpy())

@@ -22,6 +22,8 @@ OPSET = 20
 IR_VERSION = 10
 _TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT}
 _NUMPY = {"F16": np.float16, "F32": np.float32}
+HALF_SCOPES = ("stem", "patch", "block", "tap", "text")
+"""Where `half` may compute in FP16: not in projections, text comparison, distances or head."""
 DTYPES = {
     "f32": TensorProto.FLOAT,
     "u8": TensorProto.UINT8,
@@ -101,7 +103,7 @@ class Graph:
 
     def product(self, kind: str, *inputs: str, **attrs: Any) -> str:
         """MatMul or Conv of f32 tensors, f32 result; computed in FP16 when the graph is `half`."""
-        if not self.half:
+        if not (self.half and self._scope.startswith(HALF_SCOPES)):
             return self.op(kind, *inputs, **attrs)
         small = [self.op("Cast", x, to=TensorProto.FLOAT16) for x in inputs]
         return self.op("Cast", self.op(kind, *small, **attrs), to=TensorProto.FLOAT)

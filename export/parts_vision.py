@@ -188,8 +188,8 @@ def encode(g: Graph, tiles: str, config: ModelConfig) -> Encoded:
             local = _local(writer, vision.branch, v, stream, local)
         if tapped:
             taps.append(g.op("Slice", local, g.const([1]), g.const([TOKENS]), g.const([1])))
-    proj = g.weight("visual.proj")
+    proj = g.scope("project").weight("visual.proj")
     aligned = g.product("MatMul", layer_norm(g, taps[2], "visual.ln_post"), proj)
-    first = g.scope("cls").op("Gather", stream, g.const(0), axis=1)
+    first = g.op("Gather", stream, g.const(0), axis=1)
     cls = g.product("MatMul", layer_norm(g, first, "visual.ln_post"), proj)
     return Encoded(cls, (taps[0], taps[1], aligned))

@@ -111,12 +111,26 @@ class SpgddGpt(nn.Module):
         group: Tensor | None = None,
     ) -> Reference:
         """The fused detector: tiles u8 (B,240,240,3), anchors (G,2,E), memory 3 x (G,N,225,D)."""
-        group = torch.zeros(len(tiles), dtype=torch.long) if group is None else group
-        encoded = self.encode_image(self.normalise(tiles))
+        return self.answer(
+            self.encode_image(self.normalise(tiles)), anchors, references, mode, group
+        )
+
+    @torch.no_grad()
+    def answer(
+        self,
+        encoded: Encoded,
+        anchors: Tensor,
+        references: Sequence[Tensor] | None = None,
+        mode: Mode = "nearest",
+        group: Tensor | None = None,
+    ) -> Reference:
+        """`detect` from the tower's output on."""
+        count = len(encoded.cls)
+        group = torch.zeros(count, dtype=torch.long) if group is None else group
         chosen = None if references is None else [m[group] for m in references]
         am = self.memory(encoded.taps, chosen, mode)
         score, maps, p, f_out = self.compose(encoded, unit(anchors)[group], am)
-        grid = (len(tiles), GRID, GRID, 3)
+        grid = (count, GRID, GRID, 3)
         return Reference(
             score, maps, p.view(grid), (2 * am).view(grid),
             tuple(unit(t) for t in encoded.taps),  # type: ignore[arg-type]
