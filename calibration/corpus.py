@@ -75,6 +75,15 @@ class Corpus:
     def __post_init__(self) -> None:
         self.by_kind = {str(k): np.flatnonzero(self.kind == k) for k in np.unique(self.kind)}
 
+    def leave_out(self, kinds: Sequence[str]) -> None:
+        """Forget kinds: no later draw, probe or text sees them."""
+        for kind in kinds:
+            self.by_kind.pop(kind)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the kinds that are left, sorted."""
+        return np.sort(np.concatenate(list(self.by_kind.values())))
+
 
 def records(spec: CorpusSpec) -> Iterator[Record]:
     """Every picture of a corpus, in a fixed order."""

@@ -108,7 +108,7 @@ def _encode(model: SpgddGpt, texts: Sequence[str]) -> Tensor:
 def _described(
     model: SpgddGpt, corpus: Corpus, rng: np.random.Generator, count: int = 600
 ) -> tuple[Tensor, list[str]]:
-    rows = np.sort(rng.permutation(len(corpus.kind))[:count])
+    rows = np.sort(rng.permutation(corpus.rows())[:count])
     with torch.no_grad():
         cls = [
             unit(encode_features(model, gather(corpus, rows[i : i + 50]).features).cls)

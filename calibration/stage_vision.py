@@ -44,6 +44,10 @@ class VisionSettings:
     lambda_sep: float = 0.001
     paper_literal: bool = False
     real_share: float = 0.62
+    focus: float = 0.5
+    """Share of the first set (by name) among batches of two real sets is 1 - focus."""
+    free_projection: bool = False
+    """Also train conv1 and the value path of block 1 (tap a then drifts from plain features)."""
     seed: int = 42
 
 
@@ -74,14 +78,34 @@ def start_from_stem(model: SpgddGpt, features: NDArray[np.float16]) -> None:
         first.ln_2.weight.copy_(lift)
 
 
+def start_head(model: SpgddGpt) -> None:
+    """An MLP head that starts as "more of anything is worse" with a low prior.
+
+    From a random start the flood of good pixels kills its few ReLUs within a hundred steps.
+    """
+    head = model.head
+    if head.kind != "mlp":
+        return
+    with torch.no_grad():
+        head.hidden.weight.abs_()
+        head.hidden.bias.zero_()
+        strength = head.out.weight.abs().mean(0)
+        head.out.weight.copy_(torch.stack([-strength, strength]))
+        head.out.bias.copy_(torch.tensor([2.0, -2.0]))
+
+
 class VisionTrainer(nn.Module):
     """Model and free anchors; `loss` of one batch."""
 
-    def __init__(self, model: SpgddGpt, settings: VisionSettings) -> None:
+    def __init__(
+        self, model: SpgddGpt, settings: VisionSettings, anchors: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.model, self.settings = model, settings
         torch.manual_seed(settings.seed)
-        self.anchors = nn.Parameter(unit(torch.randn(2, model.config.embed_dim)))
+        free = unit(torch.randn(2, model.config.embed_dim))
+        self.anchors = nn.Parameter(free if anchors is None else anchors.clone())
+        self.fixed_anchors = anchors is not None
         for parameter in self.frozen():
             parameter.requires_grad_(False)
 
@@ -89,7 +113,11 @@ class VisionTrainer(nn.Module):
         """What keeps its pretrained value."""
         visual = self.model.clip.visual
         first = visual.transformer.resblocks[0]
+        if self.fixed_anchors:
+            yield self.anchors
         yield from visual.stem.parameters()
+        if self.settings.free_projection:
+            return
         yield visual.conv1.weight
         yield from visual.ln_pre.parameters()
         yield from first.ln_1.parameters()
@@ -98,10 +126,22 @@ class VisionTrainer(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """Parameters of the image side (not text, prefix, score)."""
         parts = [self.model.clip.visual, self.model.tddf, self.model.head]
-        return [self.anchors, *(p for part in parts for p in part.parameters() if p.requires_grad)]
+        every = (self.anchors, *(p for part in parts for p in part.parameters()))
+        return [p for p in every if p.requires_grad]
+
+    def groups(self) -> list[dict[str, object]]:
+        """Optimiser groups: the few numbers of head and tau move faster than the encoder."""
+        fast = {id(p) for p in (*self.model.head.parameters(), self.model.tddf.tau)}
+        own = self.trainable()
+        slow = [p for p in own if id(p) not in fast]
+        quick = [p for p in own if id(p) in fast]
+        lr = self.settings.lr
+        return [{"params": slow}, {"params": quick, "lr": 8 * lr, "weight_decay": 0.0}]
 
     def hold_values(self) -> None:
         """Drop the gradient of block 1's value path; call between backward and step."""
+        if self.settings.free_projection:
+            return
         first = self.model.clip.visual.transformer.resblocks[0]
         width = self.model.config.vision.width
         for parameter in (first.attn.in_proj_weight, first.attn.in_proj_bias):
@@ -211,7 +251,7 @@ class Sampler:
         shots = int(self.rng.integers(1, MAX_SHOTS + 1)) if few else 0
         use_real = self.real and (not self.made or self.rng.uniform() < self.settings.real_share)
         names = self.real if use_real else self.made
-        rows = self.corpus.by_kind[str(self.rng.choice(names))]
+        rows = self.corpus.by_kind[self._kind(names)]
         good, ill = (rows[self.corpus.normal[rows] == flag] for flag in (True, False))
         half = min(len(ill), (self.settings.batch - shots) * 11 // 20)
         some_good = min(len(good), self.settings.batch - half)
@@ -222,6 +262,11 @@ class Sampler:
             ]
         )
         return gather(self.corpus, picked), min(shots, max(1, some_good - 2))
+
+    def _kind(self, names: list[str]) -> str:
+        if names is self.real and len(names) == 2:
+            return names[int(self.rng.uniform() < self.settings.focus)]
+        return str(self.rng.choice(names))
 
 
 def gather(corpus: Corpus, rows: NDArray[np.int64]) -> Batch:

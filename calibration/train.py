@@ -30,10 +30,11 @@ from calibration.stage_vision import (
     encode_features,
     gather,
     start_from_stem,
+    start_head,
 )
 from export.model import SpgddGpt
 from export.model.tddf import unit
-from export.model.weights import save_weights
+from export.model.weights import load_weights, save_weights
 
 TAPS = (1, 2, 4)
 # Trained CLS cosines differ by up to 1.4: times 100 their softmax would underflow float32.
@@ -66,14 +67,20 @@ def train_vision(
     out: Path,
     log: Log,
     every: int = 150,
+    anchors: Tensor | None = None,
 ) -> Tensor:
-    """Train in place and leave the best averaged weights (by validation); anchors (2,E)."""
+    """Train in place and leave the best averaged weights (by validation); anchors (2,E).
+
+    `anchors` given: go on from a trained model whose text tower already speaks these.
+    """
     sampler = Sampler(corpus, settings)
-    probe = np.sort(sampler.rng.permutation(len(corpus.kind))[:600])
-    start_from_stem(model, corpus.features[probe])
-    trainer = VisionTrainer(model, settings)
+    probe = np.sort(sampler.rng.permutation(corpus.rows())[:600])
+    if anchors is None:
+        start_from_stem(model, corpus.features[probe])
+        start_head(model)
+    trainer = VisionTrainer(model, settings, anchors)
     weights = trainer.trainable()
-    optimiser = torch.optim.AdamW(weights, settings.lr, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(trainer.groups(), settings.lr, weight_decay=settings.weight_decay)
     plan = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s, settings))
     average = [p.detach().clone() for p in weights]
     state_file, best, first = out / "state.pt", {"value": -1.0}, 0
@@ -208,12 +215,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m calibration.train", description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders to train on")
-    parser.add_argument("--validate", type=Path, nargs="*", help="folders to select on")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"))
     parser.add_argument("--weights", type=Path, help="where to write the weights file")
     parser.add_argument("--quick", action="store_true", help="frozen stem, cached features")
     parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument(
+        "--leave-out", nargs="*", default=[], help="sets of --data not to train or select on"
+    )
+    parser.add_argument("--start", type=Path, help="weights to go on from; text tower kept")
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--real-share", type=float, default=0.62, help="share of real batches")
+    parser.add_argument("--focus", type=float, default=0.5, help="share of the second real set")
+    parser.add_argument("--free-projection", action="store_true", help="train conv1 as well")
     parser.add_argument("--kinds", type=int, default=96, help="procedural kinds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--paper-literal", action="store_true", help="Eq. 4 as printed")
@@ -225,34 +239,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     log = Log(args.out)
-    model = SpgddGpt.create("nano")
-    model = SpgddGpt.create("nano", vision=replace(model.config.vision, taps=TAPS))
+    model, known = start_model(args.start)
     spec = CorpusSpec(sets=tuple(str(d) for d in args.data), kinds=args.kinds)
     corpus = build_corpus(spec, args.cache, model.eval(), log)
     val = {}
-    for folder in args.validate if args.validate is not None else args.data:
+    for folder in args.data:
+        if folder.name in args.leave_out:
+            continue
         plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
         held = build_corpus(plain, args.cache, model, log)
         val[folder.name] = (good_parts(corpus, folder.name), held)
-    settings = VisionSettings(steps=args.steps, paper_literal=args.paper_literal)
-    anchors = train_vision(model, corpus, val, settings, args.out, log)
+    corpus.leave_out(args.leave_out)
+    settings = VisionSettings(
+        steps=args.steps,
+        lr=args.lr,
+        real_share=args.real_share,
+        paper_literal=args.paper_literal,
+        focus=args.focus,
+        free_projection=args.free_projection,
+    )
+    anchors = train_vision(model, corpus, val, settings, args.out, log, anchors=known)
     torch.save({"model": model.state_dict(), "anchors": anchors}, args.out / "vision.pt")
-    finish(model, anchors, corpus, val, args.out, log)
+    if known is None:
+        for row in train_text(model, anchors, corpus, TextSettings()):
+            log("text", **row)
+    finish(model, anchors, val, args.out, log)
     write_weights(model, args, log)
     draw_plot(args.out / "metrics.jsonl", args.out / "plot.png")
+
+
+def start_model(weights: Path | None) -> tuple[SpgddGpt, Tensor | None]:
+    """A fresh nano, or a trained one with the anchors its text tower gives."""
+    if weights is not None:
+        model = load_weights(weights)
+        nouns = (*NOUNS.values(), "object", "part")
+        return model, unit(torch.stack([ensemble_anchors(model, n) for n in nouns]).mean(0))
+    model = SpgddGpt.create("nano")
+    return SpgddGpt.create("nano", vision=replace(model.config.vision, taps=TAPS)), None
 
 
 def finish(
     model: SpgddGpt,
     anchors: Tensor,
-    corpus: Corpus,
     val: dict[str, tuple[Corpus, Corpus]],
     out: Path,
     log: Log,
 ) -> None:
-    """Text tower to the anchors, then the score; figures through the text anchors."""
-    for row in train_text(model, anchors, corpus, TextSettings()):
-        log("text", **row)
+    """The score's weight; figures through the text anchors."""
     texts = {name: ensemble_anchors(model, NOUNS.get(name, "object")) for name in val}
     for name in (*val, "unknown"):
         pair = texts.get(name, ensemble_anchors(model, "quillor brant"))
@@ -277,7 +310,7 @@ def _closeness(pair: Tensor, anchors: Tensor) -> dict[str, float]:
 def write_weights(model: SpgddGpt, args: argparse.Namespace, log: Log) -> None:
     """The weights file, with a sentence saying what it is."""
     path = args.weights or args.out / "nano.safetensors"
-    sets = " and ".join(folder.name for folder in args.data)
+    sets = " and ".join(f.name for f in args.data if f.name not in args.leave_out)
     trained = (
         f"trained {args.steps} steps on the train splits of {sets}, made defects and "
         f"{args.kinds} procedural kinds; stem from ImageNet, frozen; prefix untrained"
