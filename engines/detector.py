@@ -73,7 +73,7 @@ class Detector:
         none or the runtime cannot run here.
         """
         if runtime == "auto":
-            chosen = negotiate(bundle, mode, threads, precision)
+            chosen = negotiate(bundle, mode, precision)
             return cls(bundle, *chosen, threads)
         info = choose(runtime)
         fits = [e for e in bundle.engines("detector", mode) if precision in (None, e.precision)]

@@ -88,7 +88,11 @@ def _processor() -> str:
     return sha256("".join(lines).encode()).hexdigest()[:12] if lines else platform.processor()
 
 
-def _key(options: Sequence[tuple[EngineEntry, str]], threads: int) -> str:
+def _key(options: Sequence[tuple[EngineEntry, str]]) -> str:
+    """The number of threads is no part of it: re-inspection gives each of its processes one
+
+    thread, and a recipe must find the engine that enrolled it.
+    """
     packages = []
     for name in ("onnxruntime", "onnxruntime-gpu", "openvino"):
         try:
@@ -96,11 +100,11 @@ def _key(options: Sequence[tuple[EngineEntry, str]], threads: int) -> str:
         except metadata.PackageNotFoundError:
             continue
     facts = [[f"{e.sha256} {e.precision} {r}" for e, r in options], packages]
-    text = json.dumps([facts, _processor(), thread_count(threads)])
+    text = json.dumps([facts, _processor(), thread_count()])
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _clock(bundle: Bundle, mode: str, threads: int) -> Clock:
+def _clock(bundle: Bundle, mode: str) -> Clock:
     from engines.detector import Detector
     from engines.preprocess import tile_boxes, to_tiles
     from engines.selftest import FRAMES, read_frame, self_test
@@ -109,7 +113,7 @@ def _clock(bundle: Bundle, mode: str, threads: int) -> Clock:
     tiles = to_tiles(frame, tile_boxes(frame.shape[:2], None, (1, 1)))
 
     def clock(entry: EngineEntry, runtime: str) -> float:
-        detector = Detector(bundle, entry, runtime, threads)
+        detector = Detector(bundle, entry, runtime)
         self_test(detector)  # leaves the reference memory bound: few-shot is what is timed
         times = []
         for _ in range(ROUNDS):
@@ -121,9 +125,7 @@ def _clock(bundle: Bundle, mode: str, threads: int) -> Clock:
     return clock
 
 
-def negotiate(
-    bundle: Bundle, mode: str, threads: int = 0, precision: str | None = None
-) -> tuple[EngineEntry, str]:
+def negotiate(bundle: Bundle, mode: str, precision: str | None = None) -> tuple[EngineEntry, str]:
     """(engine, runtime) to use here: the kept decision, else measured now and kept.
 
     With one candidate nothing is measured. Raises EngineError when none can be used.
@@ -136,12 +138,12 @@ def negotiate(
         )
     if len(options) == 1:
         return options[0]
-    kept = cache_folder() / "negotiated" / f"{_key(options, threads)}.json"
+    kept = cache_folder() / "negotiated" / f"{_key(options)}.json"
     known = {(entry.file, runtime): (entry, runtime) for entry, runtime in options}
     found = known.get(_read(kept))
     if found is not None:
         return found
-    best, tried = decide(options, _clock(bundle, mode, threads))
+    best, tried = decide(options, _clock(bundle, mode))
     _keep(kept, best, tried)
     return known[best.file, best.runtime]
 
