@@ -66,6 +66,8 @@ def sim_plc(
     try:
         driver.open(wait_s)
         run_line(run, plan(run), driver, book, name=f"{by}-" if by == "isp" else "")
+    except KeyboardInterrupt:
+        typer.echo("stopped by hand: scoring what was run", err=True)
     finally:
         driver.close()
         book.close()
