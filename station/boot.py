@@ -35,6 +35,7 @@ class EngineRoom:
         engine = self._settings.engine
         if mode in self._tested:
             return Detector.open(self.bundle, mode, engine.runtime, engine.threads)
+        log.info("engine", mode=mode, text="opening; measured once per machine on its first start")
         detector, report = open_verified(self.bundle, mode, engine.runtime, engine.threads)
         self._tested.add(mode)
         log.info("self_test", **asdict(report))

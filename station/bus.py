@@ -118,6 +118,10 @@ class Bus:
         self._outbox.append(action)
         self._wake()
 
+    def publish_status(self) -> None:
+        """Send a status now and not only at its turn (READY has changed); from any thread."""
+        self.post(lambda: self._publish(Stream.STATUS, self.status_body()))
+
     def send(self, route: Route, frames: list[bytes]) -> None:
         """Answer a peer without waiting; one that is gone or stuck is counted, not waited for."""
         try:

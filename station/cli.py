@@ -26,6 +26,9 @@ class _Commands(LazyGroup):
         "ledger": Lazy("station.ledger_export", "ledger_app", "Export the journal."),
         "record": Lazy("station.record_cli", "app", "Record a source as MCAP."),
         "export": Lazy("station.archive_export_cli", "app", "Archived parts as a training set."),
+        "reinspect": Lazy(
+            "station.reinspect_cli", "app", "Inspect archived pictures again, over all cores."
+        ),
         "ask": Lazy("station.ask_cli", "app", "Ask the describer about a part."),
         "schema": Lazy("station.cli_tools", "schema", "JSON Schemas of every message."),
         "config": Lazy("station.cli_tools", "config", "The effective configuration as JSON."),

@@ -61,6 +61,7 @@ class Daemon:
         self._describe: DescribeService | None = None
         self._images: Callable[[str], tuple[str, bytes] | None] = lambda _ref: None
         self._last_status: StatusFacts | None = None
+        self._bus: Bus | None = None
         self._outcome: Outcome | None = None
         self.openings = Openings(self)
         self.readiness = Readiness(self._ready_changed)
@@ -103,7 +104,7 @@ class Daemon:
         self.control = Control(self)
         bus = Bus(bus_config(self.settings), self.ledger, self.control)
         bus.start()
-        self.bus = bus
+        self._bus = bus
         room = (self.options.engine or EngineRoom)(self.settings)
         self.room = room
         names = {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
@@ -214,6 +215,12 @@ class Daemon:
                     self.control.trigger_now(lane)
             self.stopping.wait(max(0.0, due - time.monotonic()))
 
+    @property
+    def bus(self) -> Bus:
+        """The bus of a started daemon."""
+        assert self._bus is not None, "the daemon was not started"
+        return self._bus
+
     # -- looking -----------------------------------------------------------------------------
 
     def last_status(self) -> StatusFacts:
@@ -272,6 +279,8 @@ class Daemon:
 
     def _ready_changed(self, ready: bool, faults: tuple[str, ...]) -> None:
         log.info("ready" if ready else "not_ready", faults=list(faults))
+        if self._bus is not None:
+            self._bus.publish_status()
         if ready:
             notify("READY=1\nSTATUS=ready")
         else:
@@ -328,7 +337,8 @@ class Daemon:
             lane.source.close()
         self.after.close(0.5)
         self.flow.close()
-        self.bus.stop(0.5)
+        if self._bus is not None:
+            self._bus.stop(0.5)
         self.ledger.close(0.5)
         return Outcome(
             self.after.totals(),
@@ -347,8 +357,8 @@ class Daemon:
             source.close()
         if self._describe is not None:
             self._describe.stop(0.2)
-        if hasattr(self, "bus"):
-            self.bus.stop(0.2)
+        if self._bus is not None:
+            self._bus.stop(0.2)
         if hasattr(self, "flow"):
             self.flow.close()
         if hasattr(self, "after"):

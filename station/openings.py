@@ -1,4 +1,4 @@
-"""What a part begins with: its ids, its deadline, and the hashes of all that decides its verdict."""
+"""What a part begins with: ids, deadline, and the hashes of all that decides its verdict."""
 
 import time
 from pathlib import Path

@@ -64,9 +64,7 @@ class Ticks:
 
     def ticked_since(self, worker: str, since_ns: int) -> bool:
         """Whether it looped since then, or is inside its declared call."""
-        return (
-            self._last.get(worker, 0) >= since_ns or self._until.get(worker, 0) > self._clock_ns()
-        )
+        return self._last.get(worker, 0) > since_ns or self._until.get(worker, 0) > self._clock_ns()
 
     def set(self, worker: str, t_ns: int) -> None:
         """Take over a tick that somebody else keeps (ledger, bus, camera)."""

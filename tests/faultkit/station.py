@@ -1,6 +1,7 @@
 """A whole station in this process, on free ports and in a folder of its own, with a fake engine."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,3 +77,8 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0) -> float:
         assert time.monotonic() - start < timeout_s, "timed out"
         time.sleep(0.002)
     return time.monotonic() - start
+
+
+def crowded() -> bool:
+    """Whether other work keeps this machine's cores busy: then milliseconds prove nothing."""
+    return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)

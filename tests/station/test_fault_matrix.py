@@ -5,9 +5,9 @@ import time
 import pytest
 from faultkit.camera import FaultCamera
 from faultkit.engines import FakeEngine
-from faultkit.station import parts_folder, results, station, until
+from faultkit.station import crowded, parts_folder, results, station, until
 
-from station.client import NoAnswer, Refused
+from station.client import Client, NoAnswer, Refused
 from station.schema import Reason, Verdict, new_id
 
 COUNTS = [10, pytest.param(100, marks=pytest.mark.slow)]
@@ -136,6 +136,35 @@ def test_a_wall_clock_that_jumps_changes_no_verdict(tmp_path, monkeypatch, count
         monkeypatch.setattr(time, "time_ns", lambda: real() + jumps[next(calls) % 3])
         found = show(client, count, deadline_ms=500)
     assert set(found) == {(Verdict.OK, Reason.SCORE)}
+
+
+@pytest.mark.parametrize("stalls", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_stall_shows_on_the_bus_within_its_limit_and_verdicts_come_back(tmp_path, stalls):
+    """P5: READY=0 within max(3 periods, 250 ms) of the last frame, verdicts within 10 s."""
+    noticed, healed = [], []
+    with (
+        FaultCamera(fps=50) as camera,
+        station(tmp_path, camera.url, **TRIGGERED, **SHAPE) as (daemon, client),
+        Client(daemon.bus.ctl_address, daemon.bus.pub_address, name="eye") as eye,
+    ):
+        states = (s.ready for s in eye.subscribe(("status",), None, 5) if s is not None)
+        for _ in range(stalls):
+            assert next(state for state in states if state)
+            camera.mode = "stall"
+            start = time.monotonic()
+            assert not next(state for state in states if not state)
+            noticed.append(time.monotonic() - max(start, camera.last_sent_s))
+            camera.mode = "ok"
+            start = time.monotonic()
+            until(lambda: show(client, 1) == [(Verdict.OK, Reason.SCORE)], 10)
+            healed.append(time.monotonic() - start)
+    noticed.sort()
+    print(
+        f"{stalls} stalls: READY=0 after p50 {noticed[len(noticed) // 2] * 1e3:.0f} ms, "
+        f"max {noticed[-1] * 1e3:.0f} ms; verdict again after max {max(healed):.2f} s"
+    )
+    assert noticed[len(noticed) // 2] < (1.0 if crowded() else 0.3)
+    assert noticed[-1] < (2.0 if crowded() else 0.35)
 
 
 def test_a_full_disk_sends_nothing_is_not_ready_and_heals(tmp_path):
