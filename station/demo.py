@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.enroll import open_recipe
+from calibration.enroll import DetectorLike, open_recipe
 from calibration.recipe import LoadedRecipe
 from engines.bundle import load_bundle
 from engines.detector import Detector
@@ -175,7 +175,7 @@ def _sheet(out: Path, seen: list[Seen], path: Path) -> None:
     contact_sheet(cards, path, f"The {len(cards)} highest scores, with their heat maps")
 
 
-def _card(seen: Seen, loaded: LoadedRecipe, detector: Detector) -> Card:
+def _card(seen: Seen, loaded: LoadedRecipe, detector: DetectorLike) -> Card:
     frame = np.asarray(cv2.imread(str(seen.part.path)), dtype=np.uint8)
     recipe = loaded.recipe
     boxes = recipe.boxes(frame.shape[:2])
