@@ -6,15 +6,17 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pymodbus")
 from pymodbus.client import ModbusTcpClient
 
-from engines.errors import InUseError
+from engines.errors import ConfigError, InUseError
 from station.gateways.link_io import StationAddress
 from station.gateways.modbus import ModbusGateway, ModbusSettings
+from station.keys import Role, new_client
 from tests.station.gatekit import (
     GATEKIT,
     Program,
@@ -300,6 +302,35 @@ def test_a_gateway_does_not_listen_to_another_station_at_its_address(tmp_path):
         assert plc.read()[2] & (READY | LINK) == 0
         plc.close()
     other.close()
+
+
+def test_only_a_gateways_key_may_trigger(tmp_path):
+    """CURVE: the role gateway inspects, an observer is denied, without a key there is no link."""
+    keys = tmp_path / "keys"
+    for role in (Role.GATEWAY, Role.OBSERVER):
+        new_client(keys, f"the-{role}", role, tmp_path / f"{role}.json")
+    station = ScriptedStation(tmp_path / "c.db", keys=keys)
+    part = next(n for n in range(1, 50) if truth(str(n)) == "OK")
+    with gateway(station, keys=tmp_path / "observer.json") as made:
+        plc = Plc(made.port)
+        assert plc.inspect(part) == (False, "REFUSED", 110)
+        plc.close()
+    with gateway(station) as made:
+        plc = Plc(made.port)
+        time.sleep(1.0)
+        assert plc.read()[2] & (READY | LINK) == 0
+        plc.close()
+    with gateway(station, keys=tmp_path / "gateway.json") as made:
+        plc = Plc(made.port)
+        assert plc.inspect(part) == (True, "OK", 1)
+        plc.close()
+    station.close()
+
+
+def test_a_missing_key_file_is_one_clear_sentence(station):
+    address = StationAddress(station.ctl, station.pub, "l1", "s1", keys=Path("nowhere.json"))
+    with pytest.raises(ConfigError, match=r"nowhere\.json"):
+        ModbusGateway(address, ModbusSettings("127.0.0.1", 0, 1000))
 
 
 def modbus_program(station, port, tmp_path):
