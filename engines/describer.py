@@ -38,12 +38,12 @@ class DescriberSettings(BaseModel):
     model: str = "auto"
     prefix: str | None = None
     format: Literal["own", "paper"] = "own"
-    threads: int = Field(1, ge=1, le=64)
-    gpu_memory_mb: int = Field(0, ge=0)
-    batch: int = Field(2, ge=1, le=8)
-    queue: int = Field(8, ge=1, le=256)
-    deadline_s: float = Field(20.0, gt=0)
-    recycle_after: int = Field(500, ge=1)
+    threads: int = Field(default=1, ge=1, le=64)
+    gpu_memory_mb: int = Field(default=0, ge=0)
+    batch: int = Field(default=2, ge=1, le=8)
+    queue: int = Field(default=8, ge=1, le=256)
+    deadline_s: float = Field(default=20.0, gt=0)
+    recycle_after: int = Field(default=500, ge=1)
 
 
 class Description(BaseModel):

@@ -19,7 +19,6 @@ from engines.gguf_grammar import Grammar
 from engines.gguf_model import Late, LlamaModel, Span
 from engines.gguf_prefix import PrefixEncoder, fits, open_prefix
 from engines.gguf_prompt import (
-    END,
     END_IMAGE,
     IMAGE_TOKENS,
     SENTENCE,
@@ -28,11 +27,13 @@ from engines.gguf_prompt import (
     Frame,
     fields_grammar,
     findings,
+    forced,
+    one_of,
     own_frame,
     own_turns,
     paper_frame,
     parse,
-    sentence_grammar,
+    wordings,
 )
 from engines.template import describe_facts
 
@@ -53,7 +54,9 @@ class _Speech:
     found: Findings
     grammar: Grammar | None
     tokens: list[int] = field(default_factory=list)
+    fed: int = 0  # how many of the tokens the model has seen
     text: bytes = b""
+    endings: tuple[bytes, ...] = ()  # wordings of the whole answer, once its fields are said
     done: bool = False
     started: float = 0.0
 
@@ -145,11 +148,12 @@ class LlmDescriber:
     # --- prompt -----------------------------------------------------------------------------
 
     def _frame(self, dialogue: Sequence[tuple[str, str]]) -> Frame:
+        image = self._prefix is not None
         if self._settings.format == "own":
-            rendered = self._model.chat_text(own_turns(dialogue))
+            rendered = self._model.chat_text(own_turns(dialogue, image=image))
             if rendered is not None:
                 return own_frame(rendered)
-        return paper_frame(dialogue, prefix=self._prefix is not None)
+        return paper_frame(dialogue, image=image)
 
     def _keep(self) -> None:
         """Decode the fixed part of the prompt once, into the kept sequence."""
@@ -207,8 +211,10 @@ class LlmDescriber:
                 self._take(speech, row)
             active = [s for s in active if not s.done]
             if active:
-                spans = [Span(s.seq, self._model.length(s.seq), s.tokens[-1:]) for s in active]
+                spans = [Span(s.seq, self._model.length(s.seq), s.tokens[s.fed :]) for s in active]
                 logits = self._model.decode(spans, deadline)
+                for speech in active:
+                    speech.fed = len(speech.tokens)
 
     def _prefill(
         self, speeches: Sequence[_Speech], frame: Frame, deadline: float
@@ -234,20 +240,40 @@ class LlmDescriber:
         return Span(seq, start, piece)
 
     def _take(self, speech: _Speech, logits: NDArray[np.float32]) -> None:
-        """Choose the next token of one speech and see whether it ends there."""
-        token = speech.grammar.pick(logits) if speech.grammar else int(logits.argmax())
+        """Choose the next token of one speech, add what must follow, see whether it ends there."""
+        if speech.grammar is None:
+            token = int(logits.argmax())
+            speech.tokens.append(token)
+            speech.text += self._model.piece(token)
+            speech.done = self._model.ends(token) or len(speech.tokens) >= MAX_TOKENS
+            self._stop_early(speech)
+            return
+        self._add(speech, speech.grammar.pick(logits))
+        for token in self._model.tokenize(self._forced(speech)):
+            if speech.done or not speech.grammar.take(token):
+                break  # a tokenizer may cut the rest in another way: then the model goes on
+            self._add(speech, token)
+
+    def _add(self, speech: _Speech, token: int) -> None:
+        """Append a token that the grammar has accepted; at the sentence the grammar changes."""
         speech.tokens.append(token)
         speech.text += self._model.piece(token)
-        full = len(speech.tokens) >= MAX_TOKENS
-        speech.done = self._model.ends(token) or full
-        if speech.grammar is None:
-            self._stop_early(speech)
-        elif speech.text.endswith(SENTENCE.encode()):
-            speech.grammar.close()
-            rules = sentence_grammar(speech.text.decode(), speech.found.noun)
-            speech.grammar = Grammar(self._model, rules)
-        elif speech.text.endswith(END.encode()):
-            speech.done = True
+        if not speech.endings and speech.text.endswith(SENTENCE.encode()):
+            endings = wordings(speech.text.decode(), speech.found.noun)
+            speech.endings = tuple(speech.text + e.encode() for e in endings)
+            if speech.grammar:
+                speech.grammar.close()
+            speech.grammar = Grammar(self._model, one_of(endings))
+        ended = speech.text in speech.endings or self._model.ends(token)
+        speech.done = ended or len(speech.tokens) >= MAX_TOKENS
+
+    @staticmethod
+    def _forced(speech: _Speech) -> str:
+        """The text that must follow, so that the model need not be asked for every word of it."""
+        if not speech.endings:
+            return forced(speech.text.decode("utf-8", "ignore"))
+        left = [e for e in speech.endings if e.startswith(speech.text)]
+        return left[0][len(speech.text) :].decode() if len(left) == 1 else ""
 
     @staticmethod
     def _stop_early(speech: _Speech) -> None:

@@ -31,6 +31,13 @@ class Grammar:
         self._lib.llama_sampler_accept(self._sampler, token)
         return token
 
+    def take(self, token: int) -> bool:
+        """Accept a given token if the grammar allows it."""
+        if not self._allowed(np.array([token])).size:
+            return False
+        self._lib.llama_sampler_accept(self._sampler, token)
+        return True
+
     def _pick_among(self, logits: NDArray[np.float32]) -> int:
         top = np.argpartition(logits, -_MORE)[-_MORE:] if len(logits) > _MORE else None
         for candidates in (top, np.arange(len(logits))):

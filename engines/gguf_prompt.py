@@ -10,7 +10,7 @@ description must be right: a small model copies what it reads better than it rec
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engines.describer import DescribeRequest, Description
@@ -117,10 +117,17 @@ def sentences(f: Findings, category: str) -> tuple[str, ...]:
     return f"The {f.noun} has {f.count} defects, {rest}", f"{f.count} defects are seen, {rest}"
 
 
-def examples() -> str:
-    """Worked examples: what makes a 135M model keep to the form."""
+def examples(*, image: bool) -> str:
+    """Worked examples: what makes a 135M model keep to the form.
+
+    With `image` the kind stands as a word where a part's image embedding will stand, and not in
+    the findings: that is how the model learns what the embedding is for.
+    """
     return "".join(
-        f"{findings_text(f)}{answer_text(f, f.category or ANOMALY)}\n\n" for f in _EXAMPLES
+        (f"{IMAGE} {f.category}{END_IMAGE}\n" if image else "")
+        + findings_text(replace(f, category=None) if image else f)
+        + f"{answer_text(f, f.category or ANOMALY)}\n\n"
+        for f in _EXAMPLES
     )
 
 
@@ -131,6 +138,7 @@ class Frame:
     head: str
     tail: str
     image_first: bool
+    image: bool = False  # a trained prefix is there: the examples show what it is for
 
     def before_image(self) -> str:
         """The part's first own text (before the image embedding)."""
@@ -138,18 +146,20 @@ class Frame:
 
     def after_prefix(self, f: Findings) -> str:
         """The text after the last embedding."""
-        early = INSTRUCTION + examples() if self.image_first else "\n"
+        early = INSTRUCTION + examples(image=self.image) if self.image_first else "\n"
         return early + findings_text(f) + self.tail
 
     def without_prefix(self, f: Findings) -> str:
         """The part's text when no embeddings are given."""
-        early = INSTRUCTION + examples() if self.image_first else ""
+        early = INSTRUCTION + examples(image=self.image) if self.image_first else ""
         return early + findings_text(f) + self.tail
 
 
-def own_turns(dialogue: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+def own_turns(
+    dialogue: Sequence[tuple[str, str]] = (), *, image: bool = False
+) -> list[tuple[str, str]]:
     """Chat turns of the own format, with the mark where a part's pieces go."""
-    first = ("user", INSTRUCTION + examples() + _MARK)
+    first = ("user", INSTRUCTION + examples(image=image) + _MARK)
     return [("system", SYSTEM), first, *dialogue]
 
 
@@ -159,11 +169,11 @@ def own_frame(rendered: str) -> Frame:
     return Frame(head, tail, image_first=False)
 
 
-def paper_frame(dialogue: Sequence[tuple[str, str]] = (), *, prefix: bool = True) -> Frame:
+def paper_frame(dialogue: Sequence[tuple[str, str]] = (), *, image: bool = False) -> Frame:
     """Frame of the paper's format: `### Human: <Img>` is all that is the same for every part."""
     names = {"user": f"\n{HUMAN}", "assistant": ASSISTANT + " "}
     more = "".join(names[role] + text for role, text in dialogue)
-    return Frame(HUMAN + (IMAGE if prefix else ""), more + ASSISTANT, image_first=True)
+    return Frame(HUMAN + (IMAGE if image else ""), more + ASSISTANT, image_first=True, image=image)
 
 
 def fields_grammar(kinds: Sequence[str]) -> str:
@@ -188,17 +198,51 @@ def fields_grammar(kinds: Sequence[str]) -> str:
     return f"root ::= {' '.join(bad)} | {' '.join(good)}\nsure ::= {sure}"
 
 
-def sentence_grammar(fields: str, noun: str) -> str:
-    """GBNF of the sentence after the answer's own `fields`: it cannot disagree with them.
+def wordings(fields: str, noun: str) -> tuple[str, ...]:
+    """The ways to end an answer after its own `fields`: a sentence cannot disagree with them.
 
-    The model chooses the wording, the facts in it are those it has just stated.
+    The model chooses the wording; the facts in it are those it has just stated.
     """
     said = json.loads(fields + '"}')
     own = Findings(
         noun, (), said["defective"] == "yes", said["count"], said["location"], said["shape"],
         said["size_mm_or_px"], said["colour"], said["confidence"], None,
     )  # fmt: skip
-    return f"root ::= {_any([text + END for text in sentences(own, said['category'])])}"
+    return tuple(text + END for text in sentences(own, said["category"]))
+
+
+def one_of(texts: Sequence[str]) -> str:
+    """GBNF that allows exactly these texts."""
+    return f"root ::= {_any(texts)}"
+
+
+# Between these texts stand the slots that the model fills.
+_BAD = (
+    '{"defective":"', '","count":', ',"location":"', '","shape":"', '","size_mm_or_px":"',
+    '","colour":"', '","confidence":"', '","category":"', SENTENCE,
+)  # fmt: skip
+_GOOD = (
+    '{"defective":"',
+    '","count":0,"location":"none","shape":"none","size_mm_or_px":"0 px","colour":"none",'
+    '"confidence":"',
+    '","category":"none' + SENTENCE,
+)
+
+
+def forced(said: str) -> str:
+    """The text that must follow an unfinished answer: what the model need not be asked, or "".
+
+    Before the sentence, that is the rest of a key that has begun.
+    """
+    at = 0
+    for literal in _GOOD if '"defective":"no"' in said else _BAD:
+        rest = said[at:]
+        if not rest.startswith(literal):
+            return literal[len(rest) :] if literal.startswith(rest) and (rest or not at) else ""
+        at += len(literal)
+        while at < len(said) and said[at] not in '",':
+            at += 1
+    return ""
 
 
 def _literal(text: str) -> str:
