@@ -18,6 +18,8 @@ function text(id, value) { const node = $(id); if (node.textContent !== value) n
 function figure(value) { return value === null || value === undefined ? "–" : value.toPrecision(3); }
 function clock(ms) { return new Date(ms).toLocaleTimeString([], { hour12: false }); }
 function accepted(part) { return part.verdict === "OK" && !part.late; }
+// A late OK is no OK: nothing acts on it.
+function wordOf(part) { return part.verdict === "OK" && part.late ? "NG" : part.verdict; }
 function reasonOf(part) {
   if (part.late) return REASONS.late;
   return part.verdict === "OK" ? "Score within the limit" : REASONS[part.reason] || part.reason;
@@ -26,7 +28,7 @@ function reasonOf(part) {
 // ---- the last part ----------------------------------------------------------------------------
 function showVerdict(part) {
   const box = $("verdict");
-  const word = part.late && part.verdict === "OK" ? "NG" : part.verdict;
+  const word = wordOf(part);
   box.dataset.verdict = word;
   box.dataset.part = part.part;
   box.dataset.delay = String(Math.round(Date.now() - part.done));
@@ -87,7 +89,7 @@ function redraw() {
 // ---- rejects ----------------------------------------------------------------------------------
 function filmItem(part) {
   const item = document.createElement("li"), button = document.createElement("button");
-  button.dataset.verdict = part.verdict;
+  button.dataset.verdict = wordOf(part);
   button.dataset.trigger = part.trigger;
   button.setAttribute("aria-label", `Reject ${part.part}, ${part.verdict}, ${reasonOf(part)}, ${clock(part.t)}`);
   if (part.image) {
@@ -97,7 +99,7 @@ function filmItem(part) {
     button.append(image);
   } else button.append(emptyThumb(part));
   const label = document.createElement("span");
-  label.className = "label"; label.textContent = `${ICONS[part.verdict]} ${part.part}`;
+  label.className = "label"; label.textContent = `${ICONS[wordOf(part)]} ${part.part}`;
   button.append(label);
   button.onclick = () => openDetail(part.trigger);
   item.append(button);
@@ -106,7 +108,7 @@ function filmItem(part) {
 
 function emptyThumb(part) {
   const none = document.createElement("span");
-  none.className = "none"; none.textContent = ICONS[part.verdict];
+  none.className = "none"; none.textContent = ICONS[wordOf(part)];
   return none;
 }
 
@@ -123,7 +125,7 @@ async function openDetail(trigger) {
   app.detail = trigger; app.detailScene = null;
   const at = app.rejects.indexOf(part);
   $("newer").disabled = at === 0; $("older").disabled = at === app.rejects.length - 1;
-  text("detailtitle", `${ICONS[part.verdict]} ${part.verdict} · ${part.part}`);
+  text("detailtitle", `${ICONS[wordOf(part)]} ${wordOf(part)} · ${part.part}`);
   text("detailcaption", `${reasonOf(part)} · score ${figure(part.score)}, limit ${figure(part.threshold)} · ${clock(part.t)}`);
   text("detailwords", part.words ? part.words.sentence : "No description yet.");
   regionTable(part);

@@ -1,8 +1,11 @@
 """A WebDriver client of a few lines: headless Chromium through chromedriver, stdlib only."""
 
 import base64
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -38,9 +41,12 @@ class Browser:
     """One window. Close it."""
 
     def __init__(self, width=1280, height=800, flags=()):
-        self._home = tempfile.TemporaryDirectory(prefix="browser")
+        self._home = tempfile.TemporaryDirectory(prefix="browser", ignore_cleanup_errors=True)
         self._driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
+            ["chromedriver", "--port=0"],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that the browser can be ended with its driver
         )
         port = None
         for line in self._driver.stdout:
@@ -62,9 +68,13 @@ class Browser:
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._url += f"/session/{answer['sessionId']}"
-        self.view(width, height)
+        try:
+            answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            self._url += f"/session/{answer['sessionId']}"
+            self.view(width, height)
+        except BaseException:
+            self._end()
+            raise
 
     def view(self, width, height, ratio=1.0):
         """Set the size of the page itself (not of the window around it)."""
@@ -130,16 +140,20 @@ class Browser:
         try:
             self._call("DELETE", "")
         finally:
-            self._driver.terminate()
-            self._driver.wait(10)
-            self._home.cleanup()
+            self._end()
+
+    def _end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._driver.pid, signal.SIGTERM)
+        self._driver.wait(10)
+        self._home.cleanup()
 
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, method=method)
         request.add_header("Content-Type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=180) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             told = json.load(error)["value"]
