@@ -99,13 +99,14 @@ def windows(queries: F32, shots: F32) -> F32:
                        for x in pooled)  # fmt: skip
         grids.append(nearest(query, bank.reshape(-1, bank.shape[-1])))
     near = [np.maximum(1 - g**2 / 2, 1e-6) for g in grids]
-    return (1 - 3 / sum(1 / n for n in near)).astype(np.float32).reshape(-1, GRID, GRID)
+    mean = 3 / np.sum([1 / n for n in near], axis=0)
+    return np.asarray(1 - mean, np.float32).reshape(-1, GRID, GRID)
 
 
 def _windowed(flat: F32, side: int) -> F32:
     grid = flat.reshape(len(flat), GRID, GRID, -1)
     blurred = [cv2.blur(g, (side, side), borderType=cv2.BORDER_REPLICATE) for g in grid]
-    return np.stack(blurred).reshape(flat.shape)
+    return np.asarray(np.stack(blurred), np.float32).reshape(flat.shape)
 
 
 METHODS: dict[str, Callable[[F32, F32], F32]] = {

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from calibration.coreset import reduce_memory
 from calibration.histogram import draw_histogram
 from calibration.plausible import Plausibility, measure
 from calibration.recipe import Calibration, Mode, Recipe, Reference, file_sha256, write_toml
@@ -113,8 +114,10 @@ class Workbench:
             answer = detector.run(tiles, np.zeros(len(tiles), np.int64))
             per_shot.append([np.array(token, np.float32) for token in answer.tokens])
         tap_a, tap_b, tap_c = (_grouped(tap, recipe.mode) for tap in zip(*per_shot, strict=True))
-        texts = np.ascontiguousarray(np.repeat(pair, tap_a.shape[0], axis=0))
         memory = Memory(taps=(tap_a, tap_b, tap_c))
+        if recipe.mode == "bank" and 0 < recipe.coreset < tap_a.shape[1]:
+            memory, _ = reduce_memory(memory, recipe.coreset)
+        texts = np.ascontiguousarray(np.repeat(pair, tap_a.shape[0], axis=0))
         detector.bind(memory, texts)
         return memory, texts
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -199,7 +200,8 @@ def _compute(spec: CorpusSpec, home: Path, model: SpgddGpt, say: Callable[[str],
     (home / "features.raw").unlink()
     columns = list(zip(*kept, strict=True))
     names = ("labels", "kind", "normal", "located", "real", "category")
-    np.savez(home / "table.npz", **{n: np.array(c) for n, c in zip(names, columns, strict=True)})
+    table: dict[str, Any] = {n: np.array(c) for n, c in zip(names, columns, strict=True)}
+    np.savez(home / "table.npz", **table)
     (home / "done").write_text(json.dumps(asdict(spec)))
     cv2.imwrite(str(home / "sample.png"), contact_sheet(records(spec)))
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import Sample, read_image, read_mask, small_mask
-from engines.bundle import Bundle, EngineEntry
+from engines.bundle import Bundle, EngineEntry, Kind
 from engines.detector import Detector, Memory
 from engines.preprocess import resize
 from engines.session import Session
@@ -86,7 +87,7 @@ class EngineRun:
         self.bundle, self.threads = bundle, threads
         self._sessions: dict[tuple[str, str | None], Session] = {}
 
-    def _session(self, kind: str, mode: str | None = None) -> Session:
+    def _session(self, kind: Kind, mode: str | None = None) -> Session:
         key = (kind, mode)
         if key not in self._sessions:
             entry: EngineEntry = self.bundle.engines(kind, mode)[0]
@@ -127,7 +128,7 @@ class EngineRun:
         am = np.ones_like(p)
         if memory is not None:
             banks = dict(zip(("memory_a", "memory_b", "memory_c"), memory.taps, strict=True))
-            feeds = {**taps, **banks, "group": np.zeros(count, np.int64)}
+            feeds: dict[str, Any] = {**taps, **banks, "group": np.zeros(count, np.int64)}
             feeds["few_shot"] = np.array(True)
             am = self._session("msspmm", mode).run(feeds)["distances"] / 2
         out = self._session("head").run(

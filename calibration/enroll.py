@@ -56,6 +56,7 @@ class RecipeArgs(BaseModel):
     tiles: tuple[int, int] = (1, 1)
     overlap: float = 0.1
     mode: Literal["auto", "position", "nearest", "bank"] = "auto"
+    coreset: int = Field(default=4, ge=0)
     deadline_ms: int = 200
     mm_per_px: float | None = None
     camera: dict[str, bool | int | float | str] = Field(default_factory=dict)

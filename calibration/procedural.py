@@ -122,7 +122,8 @@ def _cells(own: np.random.Generator, rng: np.random.Generator) -> Array:
     )
     shade = rng.normal(0, 1, labels.max() + 1).astype(np.float32)[labels]
     field = shade * own.uniform(0.2, 1) + distance / (distance.max() + 1e-6) * own.uniform(-2, 2)
-    return cv2.GaussianBlur(field, (0, 0), 0.8) + 0.3 * noise(rng, 0.6)
+    blurred = np.asarray(cv2.GaussianBlur(field, (0, 0), 0.8), np.float32)
+    return blurred + 0.3 * noise(rng, 0.6)
 
 
 def _board(own: np.random.Generator, rng: np.random.Generator) -> Array:
@@ -140,7 +141,7 @@ def _board(own: np.random.Generator, rng: np.random.Generator) -> Array:
             cv2.circle(canvas, at, int(w / 3) + 2, level, -1)
         else:
             cv2.line(canvas, at, (int(at[0] + 4 * (w - 22)), at[1]), level, int(h / 12) + 1)
-    return cv2.GaussianBlur(canvas, (0, 0), 0.7)
+    return np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.7), np.float32)
 
 
 def _grid_lines(own: np.random.Generator, rng: np.random.Generator) -> Array:

@@ -50,6 +50,8 @@ class Recipe(BaseModel):
     tiles: tuple[int, int] = (1, 1)
     overlap: float = Field(default=0.1, ge=0.0, lt=0.9)
     mode: Mode = "bank"
+    coreset: int = Field(default=0, ge=0)
+    """In `bank`: keep the tokens of this many references' worth, chosen to cover all (0: all)."""
     learning: bool = True
     deadline_ms: int = Field(default=200, ge=1)
     mm_per_px: float | None = Field(default=None, gt=0)
@@ -85,7 +87,8 @@ class Recipe(BaseModel):
 
     def fingerprint(self) -> str:
         """Hash of the settings that decide memory and threshold: a change makes them stale."""
-        keep = self.model_dump(mode="json", include={"noun", "phrases", "tiles", "overlap", "mode"})
+        decisive = {"noun", "phrases", "tiles", "overlap", "mode", "coreset"}
+        keep = self.model_dump(mode="json", include=decisive)
         return hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ first block, so that tap a stays what it is for parts never seen: plain pretrain
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from export.model import SpgddGpt
 from export.model.clip import Encoded
 from export.model.memory import match
 from export.model.tddf import chord, separation_loss, tddf_loss, tddf_loss_literal, unit
+from export.model.transformer import Block
 
 PATCHES = GRID * GRID
 MAX_SHOTS = 4
@@ -61,6 +63,11 @@ class Batch:
     located: Tensor
 
 
+def first_block(model: SpgddGpt) -> Block:
+    """Block 1 of the image tower, whose value path makes tap a."""
+    return cast(Block, model.clip.visual.transformer.resblocks[0])
+
+
 def start_from_stem(model: SpgddGpt, features: NDArray[np.float16]) -> None:
     """conv1 = principal axes of stem features (N,272,15,15); block 1 passes values through."""
     visual, width = model.clip.visual, model.config.vision.width
@@ -68,7 +75,7 @@ def start_from_stem(model: SpgddGpt, features: NDArray[np.float16]) -> None:
     values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
     axes = axes[:, ::-1][:, :width]
     gains = np.sqrt(np.maximum(values[::-1][:width], 1e-6))
-    first = visual.transformer.resblocks[0]
+    first = first_block(model)
     with torch.no_grad():
         visual.conv1.weight.copy_(torch.from_numpy(axes.T.copy())[..., None, None])
         visual.positional_embedding[1:].mul_(0.01)
@@ -109,10 +116,10 @@ class VisionTrainer(nn.Module):
         for parameter in self.frozen():
             parameter.requires_grad_(False)
 
-    def frozen(self) -> Iterator[nn.Parameter]:
+    def frozen(self) -> Iterator[Tensor]:
         """What keeps its pretrained value."""
         visual = self.model.clip.visual
-        first = visual.transformer.resblocks[0]
+        first = first_block(self.model)
         if self.fixed_anchors:
             yield self.anchors
         yield from visual.stem.parameters()
@@ -142,7 +149,7 @@ class VisionTrainer(nn.Module):
         """Drop the gradient of block 1's value path; call between backward and step."""
         if self.settings.free_projection:
             return
-        first = self.model.clip.visual.transformer.resblocks[0]
+        first = first_block(self.model)
         width = self.model.config.vision.width
         for parameter in (first.attn.in_proj_weight, first.attn.in_proj_bias):
             if parameter.grad is not None:

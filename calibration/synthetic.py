@@ -81,7 +81,8 @@ def _stroke(rng: np.random.Generator, points: NDArray[np.int32], width: int) -> 
     """Coverage f32 (240,240) of a polyline with a soft edge."""
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     cv2.polylines(canvas, [points], False, (255,), width, cv2.LINE_AA)
-    return cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.0))).astype(np.float32) / 255
+    soft = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.0)))
+    return np.asarray(soft, np.float32) / np.float32(255)
 
 
 def _shade(good: Image, cover: NDArray[np.float32], delta: NDArray[np.float64] | float) -> Image:

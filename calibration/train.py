@@ -83,7 +83,8 @@ def train_vision(
     optimiser = torch.optim.AdamW(trainer.groups(), settings.lr, weight_decay=settings.weight_decay)
     plan = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s, settings))
     average = [p.detach().clone() for p in weights]
-    state_file, best, first = out / "state.pt", {"value": -1.0}, 0
+    state_file, first = out / "state.pt", 0
+    best: dict[str, Any] = {"value": -1.0}
     if state_file.is_file():
         first = _resume(state_file, trainer, optimiser, plan, average, best, sampler)
         log(f"vision: resumed at step {first}")
@@ -170,7 +171,8 @@ def good_parts(corpus: Corpus, kind: str, count: int = 4, step: int = 5) -> Corp
     """A few good real pictures of one kind (`step` skips the augmented copies of one part)."""
     rows = np.flatnonzero((corpus.kind == kind) & corpus.normal & corpus.real)[::step][:count]
     names = ("features", "labels", "kind", "normal", "located", "real", "category")
-    return Corpus(**{name: np.asarray(getattr(corpus, name)[rows]) for name in names})
+    columns: dict[str, Any] = {name: np.asarray(getattr(corpus, name)[rows]) for name in names}
+    return Corpus(**columns)
 
 
 @torch.inference_mode()
@@ -296,7 +298,7 @@ def finish(
     for name, (held, memory) in banks.items():
         for shots in (0, 1, 4):
             bank = [m[:shots] for m in memory] if shots else None
-            found = answers(model, texts[name], held, bank)
+            found: dict[str, Any] = dict(answers(model, texts[name], held, bank))
             found["peak"] = harmonic(found["cls"], found["peak"], choice.weight, CLS_SCALE)
             log("final", **figures_of(f"{name}/{shots}", held, found))
     torch.save(model.state_dict(), out / "final.pt")

@@ -29,7 +29,7 @@ def test_first_parts_are_remembered_and_the_rest_set_the_threshold(tmp_path):
     assert report.held_out == 25
     assert report.learning is False
     loaded = load_recipe(tmp_path, "lid")
-    assert loaded.memory.taps[0].shape == (1, 5, 225, 4)
+    assert loaded.memory.taps[0].shape == (1, 4, 225, 4)
     assert loaded.threshold == max(report.scores)
     assert loaded.recipe.noun == "lid"
     low, high = report.interval
