@@ -122,6 +122,6 @@ def test_an_int8_engine_that_fails_falls_back_and_says_so(monkeypatch):
         return real(detector)
 
     monkeypatch.setattr("engines.selftest.self_test", failing)
-    detector, report = open_verified(bundle, mode)
+    detector, report = open_verified(bundle, mode, "ort-cpu")
     assert detector.precision == "fp32"
     assert "saturated" in report.note
