@@ -47,6 +47,7 @@ def make_socket(context: zmq.Context, kind: int, access: Access | None) -> zmq.S
 
 def bind(socket: zmq.Socket, address: str) -> str:
     """Bind and return the real address; InUseError or ConfigError when it cannot be."""
+    socket.ipv6 = "[" in address
     port = address.rpartition(":")[2]
     if address.startswith("tcp://") and port.isdigit() and int(port) > 65535:
         # libzmq would cut the number to 16 bits and listen on a port nobody meant.

@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.errors import LedgerError
 from station.ledger_group import Group
+from station.ledger_jobs import Job, attempt, resolve, running
 from station.ledger_lock import LockFile
 from station.ledger_recovery import heal, open_store, recover
 from station.ledger_state import Moment, OpenPart
@@ -35,21 +35,13 @@ MAX_GROUP = 256  # bounds the time one transaction takes
 # A checkpoint costs two fsyncs and tens of milliseconds: wait for a quiet moment, but not for ever
 # (about 5 pages of 4 KiB per commit: the WAL stays below some 60 MB).
 QUIET_S, QUIET_COMMITS, MOST_COMMITS = 0.2, 200, 3000
-DELETE_BATCH = 500
+# Old rows go in small steps between verdicts: up to 1,000 a second, a few milliseconds each.
+DELETE_BATCH, DELETE_EVERY_S = 100, 0.1
 
 
 def system_clock() -> Moment:
     """The clocks of this machine."""
     return Moment(time.monotonic_ns(), time.time_ns() // 1000)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A piece of work: `apply` runs in the transaction, what it returns runs after the commit."""
-
-    future: Future
-    apply: Callable[[Group], Callable[[], Any]]
-    trigger_id: str | None = None  # set for verdicts: whose fate is open when the commit fails
 
 
 class Ledger:
@@ -89,11 +81,13 @@ class Ledger:
         self._lost: set[str] = set()
         self._listeners: list[Listener] = []
         self._wake = threading.Condition()
-        self._writes: deque[_Job] = deque()
+        self._writes: deque[Job] = deque()
         self._reads: deque[tuple[Future, Callable[[Store], Any]]] = deque()
         self._closing = False
         self._fault: str | None = None
         self._commits, self._busy_at, self._heal_at = 0, time.monotonic(), 0.0
+        self._retain_us: int | None = None
+        self._retain_at = 0.0
         self._tick_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
@@ -199,19 +193,13 @@ class Ledger:
     def retain(self, older_than_us: int) -> "Future[int]":
         """Delete rows that every cursor has acknowledged and that are older (wall, µs).
 
-        A bounded batch at a time: call again while it resolves to more than 0. A stream nobody
-        acknowledges is never shortened.
+        Resolves to the size of the first bounded batch; the rest follows by itself, a batch at a
+        time between the verdicts. A stream nobody acknowledges is never shortened.
         """
 
         def apply(_: Group) -> Callable[[], int]:
-            count = 0
-            for stream in self._last:
-                acked = [seqs[stream] for seqs in self._cursors.values() if stream in seqs]
-                if acked:
-                    count += self._store.delete_upto(
-                        stream, min(acked), older_than_us, DELETE_BATCH
-                    )
-            return lambda: count
+            count = sum(self._delete_batch(stream, older_than_us) for stream in self._last)
+            return lambda: self._more_to_delete(count, older_than_us)
 
         return self._write(apply)
 
@@ -230,11 +218,11 @@ class Ledger:
     def _write(
         self, apply: Callable[[Group], Callable[[], Any]], trigger_id: str | None = None
     ) -> Future:
-        job = _Job(_running(), apply, trigger_id)
+        job = Job(running(), apply, trigger_id)
         return self._enqueue(self._writes, job, job.future)
 
     def _read(self, query: Callable[[Store], Any]) -> Future:
-        future = _running()
+        future = running()
         return self._enqueue(self._reads, (future, query), future)
 
     def _enqueue(self, queue: deque, item: object, future: Future) -> Future:
@@ -261,7 +249,7 @@ class Ledger:
             self._turn(jobs, read)
         self._store.close()
 
-    def _turn(self, jobs: list[_Job], read: tuple[Future, Callable[[Store], Any]] | None) -> None:
+    def _turn(self, jobs: list[Job], read: tuple[Future, Callable[[Store], Any]] | None) -> None:
         """Verdicts first, then one question, then housekeeping."""
         if self._fault is not None and time.monotonic() >= self._heal_at:
             self._try_to_heal()
@@ -270,19 +258,22 @@ class Ledger:
             self._commit(jobs)
         if read is not None:
             future, query = read
-            _resolve(future, lambda: query(self._store))
+            resolve(future, lambda: query(self._store))
+        if self._retain_us is not None and time.monotonic() >= self._retain_at:
+            older_us, self._retain_us = self._retain_us, None
+            self.retain(older_us)
         quiet = not jobs and time.monotonic() - self._busy_at > QUIET_S
         if self._commits >= (QUIET_COMMITS if quiet else MOST_COMMITS):
             self._checkpoint()
 
-    def _commit(self, jobs: list[_Job]) -> None:
+    def _commit(self, jobs: list[Job]) -> None:
         """One transaction for all waiting jobs: all of it becomes durable and heard, or none."""
         if self._fault is not None:
             return self._fail(jobs, self._fault)
         group = Group(self._store, self._who, self._parts, self._last, self._clock)
         try:
             with self._store.transaction():
-                outcomes = [(job, _attempt(job, group)) for job in jobs]
+                outcomes = [(job, attempt(job, group)) for job in jobs]
             overrun = group.overrun()
             if overrun:
                 with self._store.transaction():
@@ -293,7 +284,7 @@ class Ledger:
         self._commits += 1
         self._take_over(group)
         for job, outcome in outcomes:
-            _resolve(job.future, outcome)
+            resolve(job.future, outcome)
         return None
 
     def _take_over(self, group: Group) -> None:
@@ -309,7 +300,7 @@ class Ledger:
                 except Exception:  # a listener's fault must not cost a verdict
                     log.exception("a ledger listener failed at %s %d", row.stream, row.seq)
 
-    def _fail(self, jobs: list[_Job], text: str) -> None:
+    def _fail(self, jobs: list[Job], text: str) -> None:
         if self._fault is None:
             log.error("the ledger %s cannot be written: %s", self.path, text)
             self._fault, self._heal_at = text, time.monotonic() + HEAL_S
@@ -332,6 +323,18 @@ class Ledger:
         self._parts, self._lost, self._fault = alive, set(), None
         self._cursors = self._store.cursors()
         self._take_over(group)
+
+    def _delete_batch(self, stream: str, older_than_us: int) -> int:
+        acked = [seqs[stream] for seqs in self._cursors.values() if stream in seqs]
+        if not acked:
+            return 0
+        return self._store.delete_upto(stream, min(acked), older_than_us, DELETE_BATCH)
+
+    def _more_to_delete(self, count: int, older_than_us: int) -> int:
+        """The batch is durable; a full one means that there may be more."""
+        self._retain_us = older_than_us if count >= DELETE_BATCH else None
+        self._retain_at = time.monotonic() + DELETE_EVERY_S
+        return count
 
     def _page(self, store: Store, stream: str, epoch: str, from_seq: int, limit: int) -> FetchPage:
         last = self._last[stream]
@@ -359,34 +362,3 @@ class Ledger:
             self._store.checkpoint()
         except Exception as error:
             self._fail([], f"checkpoint: {error}")
-
-
-def _running() -> Future:
-    """A future nobody can cancel: what was handed to the ledger will be written."""
-    future: Future = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-def _attempt(job: _Job, group: Group) -> Callable[[], Any]:
-    """Apply one job; what is wrong with it alone (not with the file) is its own answer."""
-    try:
-        return job.apply(group)
-    except (ValueError, LedgerError) as error:
-        return lambda error=error: _raise(error)  # type: ignore[misc]
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _resolve(future: Future, outcome: Callable[[], Any]) -> None:
-    """Give a future its value or its error, as a LedgerError unless it is a ValueError."""
-    try:
-        value = outcome()
-    except (ValueError, LedgerError) as error:
-        future.set_exception(error)
-    except Exception as error:
-        future.set_exception(LedgerError(f"the ledger could not answer: {error}"))
-    else:
-        future.set_result(value)

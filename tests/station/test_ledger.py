@@ -588,6 +588,22 @@ def test_retention_deletes_only_what_is_acknowledged_and_old(tmp_path):
     ledger.close()
 
 
+def test_a_long_retention_goes_on_by_itself_while_verdicts_are_written(tmp_path):
+    ledger = make(tmp_path)
+    for _ in range(350):
+        last = ledger.append("event", EventDraft(kind="x"))
+    ledger.ack("mes", "event", last.result(5).seq).result(5)
+    assert ledger.retain(2**52).result(5) == 100
+    until(lambda: inspect(ledger) and ledger.fetch("event", ledger.epoch, 1).result(5).gone)
+    until(lambda: inspect(ledger) and _first(ledger, "event") == 351)
+    assert ledger.healthy and _first(ledger, "result") == 1
+    ledger.close()
+
+
+def _first(ledger, stream):
+    return ledger.fetch(stream, ledger.epoch, 1).result(5).first_seq
+
+
 def test_retention_never_makes_a_hole_even_when_the_clock_jumped(tmp_path):
     clock = Clock()
     ledger = make(tmp_path, clock=clock)
