@@ -34,7 +34,7 @@ from station.settings import Settings, SourceSettings
 from station.sources.base import Source, open_source
 from station.supervise import Heartbeat, Readiness, Ticks
 from station.watch import Watch
-from station.wiring import bus_config, describe_service
+from station.wiring import bus_config, describe_service, with_recipe_controls
 
 log = structlog.get_logger("station")
 _FEED_AHEAD = 4  # parts in flight where every frame is one: engine, queue and commit overlap
@@ -87,7 +87,7 @@ class Daemon:
         opened: dict[str, Source] = {}
         try:
             for name, config in self.settings.sources().items():
-                opened[name] = make(config)
+                opened[name] = make(with_recipe_controls(config, self.settings.recipe))
                 opened[name].open()
         except BaseException:
             for source in opened.values():
@@ -146,7 +146,6 @@ class Daemon:
         )
         self.watch = Watch(self)
         self.watch.probe_all()
-        self.heart = Heartbeat(self.ticks, ("capture", "infer", "ledger"))
         hooks = LaneHooks(
             accepting=lambda: not self.stopping.is_set() and self.mode != "stopped",
             opening=self.openings.own,
@@ -161,6 +160,8 @@ class Daemon:
             self.lanes[name] = Lane(name, source, self.flow, hooks, staleness_ns=stale_ns)
             if source.live:
                 source.on_event = self._camera_event  # type: ignore[attr-defined]
+        self.workers = (*(lane.worker for lane in self.lanes.values()), "infer", "ledger")
+        self.heart = Heartbeat(self.ticks, self.workers)
         self.set_mode(self._first_mode())
         self.detector.start()
         for lane in self.lanes.values():
@@ -322,6 +323,7 @@ class Daemon:
 
     def _close(self) -> Outcome:
         self.stopping.set()
+        self.readiness.evaluate()
         notify("STOPPING=1")
         for lane in self.lanes.values():
             lane.stop()

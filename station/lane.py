@@ -65,6 +65,11 @@ class Lane:
     finished: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def worker(self) -> str:
+        """Its name among the ticks."""
+        return f"capture {self.name}".strip()
+
     def start(self) -> None:
         """Run until stopped or until the source ends."""
         name = f"lane-{self.name}" if self.name else "lane"
@@ -91,7 +96,7 @@ class Lane:
         fault = None
         try:
             while not self._stop.is_set():
-                self.hooks.tick("capture")
+                self.hooks.tick(self.worker)
                 if self.by == "every_frame":
                     self._next_frame()
                 else:
@@ -158,7 +163,7 @@ class Lane:
                 if self.free_run or isinstance(answer, Duplicate):
                     return None
                 time.sleep(_TICK_S)  # a file waits for the ledger; nothing is skipped
-            self.hooks.tick("capture")
+            self.hooks.tick(self.worker)
         return None
 
     def _opened(self, opening: Opening) -> Part | Duplicate | BaseException:
@@ -182,7 +187,7 @@ class Lane:
         """The first frame grabbed after the trigger; None when the part has its verdict already."""
         part.taken_ns = time.monotonic_ns()
         while not part.done:
-            self.hooks.tick("capture")
+            self.hooks.tick(self.worker)
             if fault := self.fault():
                 self.flow.commit(part, refuse(Verdict.ERROR, Reason.CAMERA, fault))
                 return None
@@ -216,7 +221,7 @@ class Lane:
                 self.hooks.ready.put(part, timeout=_TICK_S)
                 return
             except queue.Full:
-                self.hooks.tick("capture")
+                self.hooks.tick(self.worker)
 
     def _idle(self, wait_s: float = _TICK_S) -> None:
         """Keep a live source's frames moving while no part wants them (a ring for the recorder)."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from station.daemon import Daemon
 
 _HOUSEKEEPING_S = 60.0
+_RETENTION_S = 3600.0
 _LOOK_S = 0.02  # a stall must show in READY within 250 ms, so look well inside that
 
 
@@ -45,21 +46,31 @@ class Watch:
         )
 
     def _keep_house(self) -> None:
-        """Once a minute: retention, and whether the disk still has room."""
+        """Once a minute: does the disk still have room, is the ledger growing beyond its size."""
         limits, path = self._daemon.settings.ledger, self._daemon.settings.ledger.path
         free = shutil.disk_usage(path.parent).free
         short = free < limits.min_free_bytes
         self._disk_fault = (
             f"{path.parent}: only {free >> 20} MiB of disk are free" if short else None
         )
-        old_us = time.time_ns() // 1000 - int(limits.retention_days * 86_400e6)
-        self._daemon.ledger.retain(max(0, old_us)).add_done_callback(lambda f: f.exception())
         size = path.stat().st_size if path.exists() else 0
         if size > limits.max_bytes and not self._size_told:
             self._size_told = True
             self._daemon.event(
                 "ledger_large", "warning", f"{path} has {size >> 20} MiB (ledger.max_bytes)"
             )
+
+    def _tick_for_the_ended(self) -> None:
+        """A source that has ended has no thread any more; the rest of the station lives on."""
+        for lane in self._daemon.lanes.values():
+            if lane.finished:
+                self._daemon.ticks.tick(lane.worker)
+
+    def _retain(self) -> None:
+        """Delete rows that are old and that every consumer has acknowledged."""
+        days = self._daemon.settings.ledger.retention_days
+        old_us = time.time_ns() // 1000 - int(days * 86_400e6)
+        self._daemon.ledger.retain(max(0, old_us)).add_done_callback(lambda f: f.exception())
 
     def _camera_fault(self) -> str | None:
         for lane in self._daemon.lanes.values():
@@ -73,15 +84,20 @@ class Watch:
         """Tell systemd that we live, only while every worker ticks; notice READY flips quickly."""
         period = watchdog_s() or 1.0
         told, mark, kept = 0.0, time.monotonic_ns(), 0.0
+        retained = time.monotonic()  # not in the first hour: starting up has better things to do
         while not self._daemon.stopping.is_set():
             self._daemon.readiness.evaluate()
             now = time.monotonic()
             if now - kept >= _HOUSEKEEPING_S:
                 self._keep_house()
                 kept = now
+            if now - retained >= _RETENTION_S:
+                self._retain()
+                retained = now
             if now - told >= min(period, 1.0):
                 self._daemon.ticks.set("ledger", self._daemon.ledger.tick_ns)
-                names = ("capture", "infer", "ledger")
+                self._tick_for_the_ended()
+                names = self._daemon.workers
                 if all(self._daemon.ticks.ticked_since(name, mark) for name in names):
                     notify("WATCHDOG=1")
                     mark = time.monotonic_ns()

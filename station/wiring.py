@@ -5,7 +5,7 @@ from station.describe import DescribeService
 from station.flow import Flow
 from station.ledger import Ledger
 from station.schema import DescDraft, Severity, Stream
-from station.settings import Settings
+from station.settings import RecipeSettings, Settings, SourceSettings
 
 
 def bus_config(settings: Settings) -> BusConfig:
@@ -22,6 +22,22 @@ def bus_config(settings: Settings) -> BusConfig:
         status_ms=bus.status_ms,
         image_per_s=bus.image_rate,
     )
+
+
+def with_recipe_controls(source: SourceSettings, recipe: RecipeSettings) -> SourceSettings:
+    """The camera's exposure, gain and the like as its recipe wants them; station.toml goes first.
+
+    What was enrolled under one exposure is not judged under another: the camera reads them back,
+    and a mismatch blocks READY.
+    """
+    name = source.recipe or recipe.name
+    path = recipe.root / (name or "") / "recipe.toml"
+    if name is None or not path.is_file():
+        return source  # an unknown recipe is told later, where the recipe is opened
+    from calibration.recipe import read_toml
+
+    wanted = {k: float(v) for k, v in read_toml(path).camera.items() if not isinstance(v, str)}
+    return source.model_copy(update={"controls": {**wanted, **source.controls}})
 
 
 def describe_service(

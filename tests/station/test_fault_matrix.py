@@ -1,5 +1,7 @@
 """P3: no fault ever yields OK, and each has its reason. 10 parts each; slow: 100 each."""
 
+import os
+import threading
 import time
 
 import pytest
@@ -197,3 +199,65 @@ def fill_the_disk(ledger):
         return True
 
     ledger._read(limit).result(5)
+
+
+@pytest.mark.slow
+def test_a_verdict_is_published_soon_after_the_engines_answer(tmp_path):
+    """At 100 parts/s: p99 within 1.5 ms plus the disk's own p99 fsync of the same minute."""
+    folder = parts_folder(tmp_path / "in", 8)
+    engine = StampingEngine()
+    heard: list[int] = []
+    stop = threading.Event()
+    with (
+        station(tmp_path, str(folder), engine, source={"loop": True, "fps": 100}) as (daemon, _),
+        Client(daemon.bus.ctl_address, daemon.bus.pub_address, name="eye") as eye,
+    ):
+
+        def listen():
+            for body in eye.subscribe(("result",), None, 1):
+                if body is not None and str(body.stream) == "result":
+                    heard.append((body.seq, time.monotonic_ns()))
+                if stop.is_set():
+                    return
+
+        ear = threading.Thread(target=listen)
+        ear.start()
+        fsyncs = fsync_ms(tmp_path, 300)
+        time.sleep(5)
+        stop.set()
+        ear.join(3)
+    waits = sorted(
+        (at - engine.answered[seq - 1]) / 1e6 for seq, at in heard if seq <= len(engine.answered)
+    )
+    p50, p99 = waits[len(waits) // 2], waits[int(0.99 * len(waits))]
+    disk = sorted(fsyncs)[int(0.99 * len(fsyncs))]
+    print(f"answer to published: p50 {p50:.2f}, p99 {p99:.2f} ms; fsync p99 {disk:.2f} ms")
+    assert len(waits) > 300
+    assert p99 < (50 if crowded() else 1.5 + disk)
+
+
+class StampingEngine(FakeEngine):
+    """Notes the monotonic time of each answer."""
+
+    def __init__(self) -> None:
+        super().__init__(delay_s=0.002)
+        self.answered: list[int] = []
+
+    def run(self, tiles, group=None):
+        answer = super().run(tiles, group)
+        self.answered.append(time.monotonic_ns())
+        return answer
+
+
+def fsync_ms(folder, count):
+    """How long this disk takes to make 4 KiB durable, in milliseconds, measured now."""
+    times = []
+    with (folder / "probe").open("wb") as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            start = time.perf_counter()
+            file.flush()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - start) * 1e3)
+            time.sleep(0.005)
+    return times
