@@ -236,7 +236,7 @@ def size_words(length_px: float, mm_per_px: float | None) -> tuple[float, str]:
 def colour_word(crop: NDArray[np.uint8], mask: NDArray[np.bool_]) -> str:
     """Colour name of what stands out inside `mask` (h,w) of a BGR uint8 `crop` of any size.
 
-    Heat is wider than the defect under it, so only the quarter of the masked pixels that differs
+    Heat is wider than the defect under it, so only the tenth of the masked pixels that differs
     most from the ring around the mask is asked.
     """
     size = (crop.shape[1], crop.shape[0])
@@ -249,7 +249,7 @@ def colour_word(crop: NDArray[np.uint8], mask: NDArray[np.bool_]) -> str:
     around = np.median(lab[ring], axis=0) if ring.any() else np.median(lab.reshape(-1, 3), axis=0)
     values = lab[inside]
     differ = np.linalg.norm(values - around, axis=1)
-    standing_out = crop[inside][differ >= np.quantile(differ, 0.75)]
+    standing_out = crop[inside][differ >= np.quantile(differ, 0.9)]
     return name_colour(np.median(standing_out, axis=0))
 
 
