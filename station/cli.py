@@ -27,7 +27,7 @@ class _Commands(LazyGroup):
         "record": Lazy("station.record_cli", "app", "Record a source as MCAP."),
         "export": Lazy("station.archive_export_cli", "app", "Archived parts as a training set."),
         "reinspect": Lazy(
-            "station.reinspect_cli", "app", "Inspect archived pictures again, over all cores."
+            "station.reinspect_cli", "reinspect", "Inspect archived pictures again, over all cores."
         ),
         "ask": Lazy("station.ask_cli", "app", "Ask the describer about a part."),
         "schema": Lazy("station.cli_tools", "schema", "JSON Schemas of every message."),

@@ -8,10 +8,7 @@ import typer
 
 from engines.errors import UsageError
 
-app = typer.Typer(add_completion=False)
 
-
-@app.callback(invoke_without_command=True)
 def reinspect(
     archive: Annotated[list[Path], typer.Argument(help="Archives, folders or lists of pictures.")],
     recipe: Annotated[str | None, typer.Option(help="The product.")] = None,

@@ -66,4 +66,7 @@ def _judged(item: Item, product: Product) -> Judged:
     if prepared.refusal is not None:
         refusal = prepared.refusal
         return refuse(refusal.verdict, refusal.reason, refusal.text)
-    return outcome(prepared, infer([prepared], product), product)
+    try:
+        return outcome(prepared, infer([prepared], product), product)
+    except Exception as error:  # as in the station: whatever the engine does is this part's verdict
+        return refuse(Verdict.ERROR, Reason.INFER, f"{type(error).__name__}: {error}")
