@@ -127,7 +127,7 @@ def source_key(options: Sequence[str]) -> str:
 def build_parts(draft: Draft, store: WeightStore, progress: Progress) -> None:
     """Every graph of the bundle in FP32."""
     config, out = draft.config, draft.out
-    meta = metadata(config)
+    meta = metadata(config, draft.trained)
 
     def add(graph: Graph, name: str, **fields: str) -> None:
         path = out / name
@@ -146,7 +146,7 @@ def build_int8(
     draft: Draft, store: WeightStore, tiles: Sequence[NDArray[np.uint8]], progress: Progress
 ) -> None:
     """INT8 candidates of every detector; the gate decides whether they stay."""
-    meta = metadata(draft.config)
+    meta = metadata(draft.config, draft.trained)
     for mode in MODES:
         for scheme in SCHEMES:
             graph = compose.detector(Graph(store, inline=True), draft.config, mode)
@@ -157,12 +157,12 @@ def build_int8(
             progress.step(path.name)
 
 
-def metadata(config: ModelConfig) -> dict[str, str]:
+def metadata(config: ModelConfig, trained: str) -> dict[str, str]:
     """ONNX metadata_props: what the weights are; the describer reads `trained` and `llm`."""
     prefix_trained = bool(config.extra.get("prefix_trained", False))
     return {
         "preset": config.name,
-        "weights": config.trained,
+        "weights": trained,
         "trained": str(prefix_trained).lower(),
         "llm": str(config.extra.get("llm", "")),
     }

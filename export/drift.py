@@ -43,6 +43,13 @@ def _outputs(path: Path, names: list[str], feeds: dict[str, Any]) -> list[NDArra
         probe.unlink()
 
 
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Mean cosine over the last axis; rows that are zero on both sides agree."""
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    both = np.maximum(np.abs(a).max(-1), np.abs(b).max(-1)) > 1e-6
+    return float(np.mean(((a * b).sum(-1)[both]) / np.maximum(lengths[both], 1e-12)))
+
+
 def first_drift(
     plain: Path, quantised: Path, tile: NDArray[np.uint8], config: ModelConfig
 ) -> str:  # fmt: skip
@@ -54,10 +61,7 @@ def first_drift(
     pairs = zip(_outputs(plain, names, feeds), _outputs(quantised, names, feeds), strict=True)
     worst = (1.0, "none")
     for name, (a, b) in zip(names, pairs, strict=True):
-        dot = (a * b).sum(-1)
-        cos = float(
-            (dot / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-12)).mean()
-        )
+        cos = _cosine(a, b)
         worst = min(worst, (cos, name.split("/")[0]))
         if cos < LIMIT:
             return f"first layer to drift: {name.split('/')[0]} (mean cosine {cos:.4f})"

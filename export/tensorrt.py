@@ -203,7 +203,7 @@ def build_engine(
     config = _config(trt, builder, network, target, shapes)
     if say:
         config.progress_monitor = _monitor(trt, say)
-    cache = _timing_cache(config, out.with_suffix(".timing"))
+    cache = _timing_cache(trt, config, out.with_suffix(".timing"))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{onnx_path.name} could not be built for {target}: {log.last()}")
@@ -236,13 +236,15 @@ def _config(trt: Any, builder: Any, network: Any, target: str, shapes: Shapes) -
     return config
 
 
-def _timing_cache(config: Any, path: Path) -> Any:
+def _timing_cache(trt: Any, config: Any, path: Path) -> Any:
     """The timing cache beside the engine, where this TensorRT keeps one."""
+    if trt.__name__ == "tensorrt_rtx":  # times its kernels on the user's GPU, at load
+        return None
     try:
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
         return cache if cache is not None and config.set_timing_cache(cache, False) else None
     except (AttributeError, RuntimeError):
-        return None  # TensorRT-RTX times kernels on the user's GPU, at load
+        return None
 
 
 def load_engine(path: Path) -> Any:

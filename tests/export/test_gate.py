@@ -1,0 +1,123 @@
+"""The gate passes what is equal, refuses what is not, and names the layer that drifted."""
+
+import numpy as np
+import onnx
+import pytest
+from scipy.stats import mannwhitneyu
+
+torch = pytest.importorskip("torch", reason="the reference model needs torch")
+
+from engines.detector import Answer  # noqa: E402
+from export import compose  # noqa: E402
+from export.drift import first_drift  # noqa: E402
+from export.frames import draw, drawn_line  # noqa: E402
+from export.gate import TOLERANCES, Outcome, auc, compare  # noqa: E402
+from export.gate_frames import GateFrame, drawn_sets, gate_sets, to_tile  # noqa: E402
+from export.graph import Graph, WeightStore  # noqa: E402
+from export.model import SpgddGpt, preset  # noqa: E402
+from export.model.weights import load_weights, save_weights  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def test_auc_of_the_model_card():
+    assert auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == 0.75
+    tied = auc(np.array([0.5, 0.5, 0.5, 0.2, 0.9]), np.array([1, 0, 1, 0, 1], bool))
+    assert tied == pytest.approx(0.833333, abs=1e-6)
+    assert auc(np.array([1.0, 2.0]), np.array([True, True])) is None
+
+
+def test_auc_is_the_rank_sum_statistic():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 20, 500), rng.random(500) < 0.3
+    u = mannwhitneyu(scores[truth], scores[~truth]).statistic
+    assert auc(scores, truth) == pytest.approx(u / (truth.sum() * (~truth).sum()))
+
+
+BLACK = np.zeros((240, 240, 3), np.uint8)
+FRAMES = [
+    GateFrame(f"f{i}", "s", BLACK, np.full((240, 240), i % 2 == 1), i % 2 == 0) for i in range(6)
+]
+
+
+def outcome(noise=0.0, seed=0):
+    """Six answers, defective ones scored higher, plus noise on everything."""
+    rng, own = np.random.default_rng(1), np.random.default_rng(seed)
+    answers = []
+    for i in range(6):
+        tokens = rng.normal(size=(1, 225, 8)) + noise * own.normal(size=(1, 225, 8))
+        tokens = (tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)).astype(np.float32)
+        level = 0.2 + 0.05 * i + 0.5 * (i % 2) + noise * own.normal()
+        grid = rng.random((1, 15, 15, 3)).astype(np.float32)
+        maps = np.full((1, 240, 240), level, np.float32)
+        score = np.array([level], np.float32)
+        answers.append(Answer(score, maps, grid, grid, (tokens,) * 3, tokens[:, 0], grid))
+    return Outcome(answers, {"s": 0.5})
+
+
+def test_an_equal_engine_passes():
+    found = compare(FRAMES, outcome(), outcome(), "fp32")
+    assert found.passed
+    assert found.figures["flips"] == 0
+    assert found.figures["pixel_auc"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic"])
+def test_a_noisy_engine_is_refused_with_value_limit_and_reason(precision):
+    found = compare(FRAMES, outcome(), outcome(noise=1.0), precision)
+    assert not found.passed
+    assert any("token_cos_min" in f and "limit" in f for f in found.failures)
+
+
+def test_not_a_number_never_passes():
+    broken = outcome()
+    broken.answers[2].score[:] = np.nan
+    assert not compare(FRAMES, outcome(), broken, "fp32").passed
+
+
+def test_every_tolerance_has_a_reason():
+    for limits in TOLERANCES.values():
+        assert all(len(reason) > 10 for _, reason in limits.values())
+
+
+def test_the_first_drifting_layer_is_named(tmp_path):
+    torch.manual_seed(0)
+    save_weights(SpgddGpt(preset("nano")), tmp_path / "weights.safetensors")
+    model = load_weights(tmp_path / "weights.safetensors")
+    store = WeightStore(tmp_path / "weights.safetensors")
+    graph = compose.detector(Graph(store), model.config, "nearest").model("d")
+    onnx.save(graph, tmp_path / "plain.onnx")
+    for node in graph.graph.node:
+        if node.name.startswith("block3/Gelu"):
+            node.op_type = "Tanh"
+            del node.attribute[:]
+    onnx.save(graph, tmp_path / "bent.onnx")
+    tile = to_tile(draw(1, defective=True).image)
+    told = first_drift(tmp_path / "plain.onnx", tmp_path / "bent.onnx", tile, model.config)
+    assert "block3" in told
+    assert not list(tmp_path.glob("*.probe.onnx"))
+
+
+def test_drawn_frames_are_the_same_every_time_and_hold_both_kinds():
+    first, second = drawn_line(6), drawn_line(6)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
+    assert [f.normal for f in first] == [True, False] * 3
+    frames = [f for s in drawn_sets() for f in s.frames]
+    assert len(frames) >= 32
+    assert 0 < sum(f.normal for f in frames) < len(frames)
+
+
+@pytest.mark.shared
+def test_real_frames_come_from_all_three_sets(request):
+    from pathlib import Path
+
+    data = Path(request.config.rootpath).parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("no ../shared/data on this machine")
+    sets = gate_sets(data)
+    assert [s.name for s in sets] == ["bsdata", "cfd", "mt"]
+    assert sum(len(s.frames) for s in sets) >= 32
+    for s in sets:
+        assert any(f.mask is not None and f.mask.any() for f in s.frames)
+        assert s.references
+        assert s.held_out
