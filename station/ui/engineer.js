@@ -79,6 +79,7 @@ const engineer = {
     const answer = await fetch("/product/" + encodeURIComponent(name)).catch(() => null);
     if (!answer || !answer.ok) return;
     const product = await answer.json();
+    this.identity = product.identity;
     const rows = [["recipe", name]];
     for (const key of ["recipe_sha", "bundle_sha", "config_sha", "epoch"])
       if (this.identity[key]) rows.push([key, this.identity[key]]);
@@ -89,13 +90,20 @@ const engineer = {
     this.references(name, product.references, product.flags);
   },
 
+  // One line per engine that inspects: what it was measured at when it passed the gate.
   gate(bundle) {
     if (!bundle || !Object.keys(bundle.facts).length) return;
-    const rows = Object.entries(bundle.facts);
-    for (const engine of bundle.engines) flatten(engine.name + ": ", engine.figures, rows);
-    const table = document.createElement("table");
-    table.append(...rows.map(pair));
-    $("gate").replaceChildren(table);
+    const facts = document.createElement("table"), table = document.createElement("table");
+    facts.append(...["preset", "trained"].filter((key) => bundle.facts[key])
+      .map((key) => pair([key, bundle.facts[key]])));
+    const columns = [["token_cos_min", "least cosine"], ["pixel_auc_torch", "pixel AUC, PyTorch"], ["pixel_auc", "pixel AUC"],
+      ["image_auc", "image AUC"], ["flips", "verdicts changed"], ["latency_ms", "ms"]];
+    const measured = bundle.engines.map((engine) => ({ name: engine.name, precision: engine.figures.precision || "",
+      ...engine.figures.parity, latency_ms: engine.figures.latency_ms })).filter((engine) => "pixel_auc" in engine);
+    table.append(row(["engine", "precision", ...columns.map((column) => column[1])], true));
+    for (const engine of measured) table.append(row([engine.name.replace(/^detector\.|\.onnx$/g, ""), engine.precision, ...columns.map(([key]) =>
+      typeof engine[key] === "number" ? String(Number(engine[key].toPrecision(4))) : "–")]));
+    $("gate").replaceChildren(facts, table);
   },
 
   references(name, files, flags) {

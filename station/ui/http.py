@@ -66,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
             "events": self._events,
             "state": lambda: self._json(ui.board.snapshot()),
             "history": lambda: self._json({"parts": ui.board.history()}),
-            "product": lambda: self._json(ui.products.describe(rest)),
+            "product": lambda: self._json(
+                ui.products.describe(rest) | {"identity": ui.board.snapshot()["identity"]}
+            ),
             "picture": lambda: self._picture(rest),
             "reference": lambda: self._reference(rest),
             "nearest": lambda: self._nearest(rest),

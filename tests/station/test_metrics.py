@@ -1,8 +1,10 @@
 """The numbers page: what is counted, and what a load balancer may believe."""
 
 import json
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import uikit
@@ -89,3 +91,19 @@ def test_a_taken_port_is_one_sentence_with_exit_9(served):
     second = MetricsServer(MetricsSettings(port=server.port), Metrics(), Station())
     with pytest.raises(InUseError, match=f":{server.port}: .*metrics.port"):
         second.start()
+
+
+def test_the_dashboard_asks_only_for_numbers_that_exist(served):
+    _, server = served
+    text = get(server, "/metrics")[1]
+    known = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    dashboard = json.loads((Path(__file__).parents[2] / "docs/grafana-dashboard.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"station_[a-z_]+", target["expr"])
+    }
+    assert len(asked) > 10
+    for name in asked:
+        assert {name, re.sub(r"_(bucket|sum|count)$", "", name)} & known, name

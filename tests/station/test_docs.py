@@ -1,0 +1,60 @@
+"""The documents: every command and every link in them exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from station.cli import app
+from station.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("first-line.md", "operator.md", "developer.md", "troubleshooting.md")
+
+
+def commands(page):
+    """(line) of every `station ...` in code."""
+    text = (DOCS / page).read_text()
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+    lines += re.findall(r"`(station [a-z][^`]*)`", text)
+    return [
+        line[line.index("station ") :] for line in lines if re.match(r"(\w+=\S+ )*station ", line)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_exists_with_its_options(page):
+    for line in commands(page):
+        words = line.split()[1:]
+        path = words[:2] if words[0] == "gateway" else words[:1]
+        done = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "300", "TERM": "dumb"})
+        assert done.exit_code == 0, f"{page}: {line}"
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in done.output, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there(page):
+    text = (DOCS / page).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (DOCS / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_setting_named_exists(page):
+    text = (DOCS / page).read_text()
+    sections = Settings.model_fields
+    for section, key in re.findall(r"`([a-z]+)\.([a-z_]+)(?: =[^`]*)?`", text):
+        # station.x and x.py are files or modules.
+        if section in sections and section != "station" and key != "py":
+            model = sections[section].annotation
+            assert key in getattr(model, "model_fields", {key: None}), f"{page}: {section}.{key}"
+
+
+def test_the_documents_stay_short():
+    for page in PAGES:
+        assert len((DOCS / page).read_text().splitlines()) < 170
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
