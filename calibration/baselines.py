@@ -40,12 +40,21 @@ def rows(features: F32, variant: Variant) -> F32:
     x = features[:, :DEEP] if variant.deep else features
     x = np.asarray(x, np.float32).transpose(0, 2, 3, 1)
     if variant.pooled:
-        flat = np.stack([cv2.blur(image, (3, 3), borderType=cv2.BORDER_REPLICATE) for image in x])
-        x = flat
+        x = box(x, 3)
     x = x.reshape(len(x), GRID * GRID, -1)
     if variant.unit:
         x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return np.ascontiguousarray(x)
+
+
+def box(grids: F32, side: int) -> F32:
+    """Mean over side x side neighbours of (N,15,15,C), edges repeated."""
+    before = side // 2
+    pad = ((0, 0), (before, side - 1 - before), (before, side - 1 - before), (0, 0))
+    wide = np.pad(grids, pad, mode="edge")
+    high, across = grids.shape[1:3]
+    shifts = [wide[:, y : y + high, x : x + across] for y in range(side) for x in range(side)]
+    return np.asarray(np.sum(shifts, axis=0) / side**2, np.float32)
 
 
 def nearest(queries: F32, bank: F32) -> F32:
@@ -105,8 +114,7 @@ def windows(queries: F32, shots: F32) -> F32:
 
 def _windowed(flat: F32, side: int) -> F32:
     grid = flat.reshape(len(flat), GRID, GRID, -1)
-    blurred = [cv2.blur(g, (side, side), borderType=cv2.BORDER_REPLICATE) for g in grid]
-    return np.asarray(np.stack(blurred), np.float32).reshape(flat.shape)
+    return box(grid, side).reshape(flat.shape)
 
 
 METHODS: dict[str, Callable[[F32, F32], F32]] = {

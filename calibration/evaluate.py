@@ -62,7 +62,7 @@ def prepare(dataset: Dataset, split: str, run: EngineRun, runs: int, most: int) 
     normals = dataset.of("train", normal=True)
     used: dict[Path, Any] = {}
     for index in range(runs):
-        for sample in choose_shots(normals, min(most + HELD_OUT, len(normals)), index):
+        for sample in choose_shots(normals, min(most, len(normals)), index):
             used.setdefault(sample.image, sample)
     test, good = load_labelled(tests), load_labelled(list(used.values()))
     anchors = TextEncoder.open(run.bundle).anchors(dataset.noun)
@@ -80,35 +80,33 @@ def shot_rows(case: Case, dataset: Dataset, count: int, run: int) -> list[int]:
     return [place[s.image] for s in choose_shots(normals, count, run)]
 
 
-def ours(case: Case, dataset: Dataset, run: EngineRun, shots: int, runs: int, mode: str) -> Any:
+def ours(case: Case, dataset: Dataset, run: EngineRun, shots: int, args: argparse.Namespace) -> Any:
     """All runs of one number of shots through the engines."""
     results = []
-    for index in range(runs if shots else 1):
+    for index in range(args.runs if shots else 1):
         chosen = shot_rows(case, dataset, shots, index) if shots else []
         memory = memory_of(case.good_encoded.rows(chosen)) if shots else None
-        found = run.detect(case.encoded, case.anchors, memory, mode)
+        found = run.detect(case.encoded, case.anchors, memory, args.mode)
         row = figures(case.test, found.maps, found.scores, regions=index == 0)
         row["shots"] = [dataset_name(case.good.samples[i].image) for i in chosen]
-        if shots:
-            row |= _false_rejects(case, dataset, run, memory, shots, index, mode, found.scores)
+        if shots and args.held_out:
+            most = min(shots + args.held_out, len(dataset.of("train", normal=True)))
+            held = case.good_encoded.rows(shot_rows(case, dataset, most, index)[shots:])
+            calm = run.detect(held, case.anchors, memory, args.mode).scores
+            row |= _false_rejects(case, calm, found.scores)
         results.append(row)
     return summarise(results)
 
 
-def _false_rejects(
-    case: Case, dataset: Dataset, run: EngineRun, memory: Any, shots: int, index: int, mode: str,
-    scores: F32,
-) -> dict[str, Any]:  # fmt: skip
+def _false_rejects(case: Case, calm: F32, scores: F32) -> dict[str, Any]:
     """Threshold from the run's held-out normals, rates on the judged pictures."""
-    most = min(shots + HELD_OUT, len(dataset.of("train", normal=True)))
-    held = shot_rows(case, dataset, most, index)[shots:]
-    calm = run.detect(case.good_encoded.rows(held), case.anchors, memory, mode).scores
     threshold = conformal_threshold(calm.tolist(), 0.05)
     over = scores > threshold.value
+    rejected = over[~case.test.defective]
     return {
-        "false_reject": 100 * float(over[~case.test.defective].mean()),
+        "false_reject": 100 * float(rejected.mean()) if len(rejected) else None,
         "caught": 100 * float(over[case.test.defective].mean()),
-        "held_out": len(held),
+        "held_out": len(calm),
     }
 
 
@@ -208,7 +206,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for name in args.data:
         dataset = open_set(name)
-        case = prepare(dataset, args.split, run, args.runs, max(args.shots))
+        case = prepare(dataset, args.split, run, args.runs, max(args.shots) + args.held_out)
         entry: dict[str, Any] = {"noun": case.noun, "judged": len(case.test.samples)}
         entry["fused_difference"] = run.fused_difference(
             case.test.tiles[:8], case.anchors, None, "bank"
@@ -216,7 +214,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         entry["ms"] = run.time_per_image(case.test.tiles[0], case.anchors, None)
         entry["ours"] = {}
         for shots in args.shots:
-            entry["ours"][str(shots)] = ours(case, dataset, run, shots, args.runs, args.mode)
+            entry["ours"][str(shots)] = ours(case, dataset, run, shots, args)
             say(f"{case.name} {shots}-shot: {entry['ours'][str(shots)]['mean']}")
         if args.ablations:
             entry["ablations"] = ablations(case, dataset, run, 1)
@@ -247,6 +245,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--split", default="val")
     parser.add_argument("--mode", default="bank", choices=("position", "nearest", "bank"))
+    parser.add_argument(
+        "--held-out", type=int, default=HELD_OUT, help="good parts per run for the threshold"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--ablations", action="store_true")

@@ -1,6 +1,6 @@
 """Stage (d): train the adapter's prefix through the frozen language model (III-D, Eq. 12).
 
-`python -m calibration.prefix --bundle PATH --data SET... --out DIR --minutes 15`
+`python -m calibration.prefix --weights nano.safetensors --data SET... --out DIR --minutes 15`
 
 Loss L_C: cross entropy on the answer's tokens only. The linear layer of the image begins where
 ridge regression from CLS to the model's own word embeddings of the kinds leaves it: an image
@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from calibration.prefix_data import Example, examples_of
 from calibration.prefix_llama import FrozenLlama, Kept
-from engines.bundle import load_bundle
 from engines.gguf_file import find_gguf
 from engines.gguf_model import LlamaModel
 from engines.gguf_prefix import LENGTH
@@ -39,6 +38,7 @@ from engines.gguf_prompt import (
     own_turns,
 )
 from export.model.adapter import LEARNED, Prefix
+from export.model.weights import load_weights
 
 SEED = 42
 RIDGE = 1e-2
@@ -204,15 +204,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     args.out.mkdir(parents=True, exist_ok=True)
-    bundle = load_bundle(args.bundle)
-    examples = [e for root in args.data for e in examples_of(root, bundle, args.limit)]
+    model = load_weights(args.weights)
+    examples = [e for root in args.data for e in examples_of(root, model, args.limit)]
     print(f"{len(examples)} examples", flush=True)
     path = find_gguf(args.gguf)
     school = School(path)
     lessons = [school.lesson(e) for e in examples]
     training = [le for le in lessons if le.example.split == "train"]
     held = [le for le in lessons if le.example.split == "val"]
-    prefix = prefix_for(examples[0], school.llama.header.hidden)
+    prefix = model.prefix
     begin(prefix, school, training)
     report: dict[str, Any] = {
         "gguf": path.name, "train": len(training), "val": len(held),
@@ -233,18 +233,9 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def prefix_for(example: Example, hidden: int) -> Prefix:
-    """An untrained prefix for these features and a model of this hidden size."""
-    from dataclasses import replace
-
-    from export.model.config import preset
-
-    return Prefix(replace(preset("nano"), embed_dim=len(example.cls), llm_hidden=hidden))
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m calibration.prefix", description=__doc__)
-    parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gguf", default="auto")

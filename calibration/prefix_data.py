@@ -10,17 +10,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calibration.datasets import Dataset, Sample, choose_shots, load_dataset, read_image
-from engines.bundle import Bundle
+from engines.bundle import load_bundle
 from engines.describer import DescribeRequest
-from engines.detector import Answer, Detector, Memory
 from engines.facts import Area, half_peak_level
 from engines.gguf_prompt import NONE, Findings, findings
 from engines.preprocess import Box, to_tiles
 from engines.template import category_word
-from engines.text import TextEncoder
+from engines.text import TextEncoder, tokenise
+from export.model.clip import Encoded
+from export.model.spgdd import Reference, SpgddGpt
+from export.model.tddf import unit
 
 SHOTS = 4
 # One kind alone is no question: where a set has one, others of its trade stand beside it.
@@ -41,19 +45,23 @@ class Example:
     image: str
 
 
-def examples_of(root: Path, bundle: Bundle, limit: int | None = None) -> list[Example]:
-    """Examples (zero-shot, then few-shot) of train and validation of one set."""
+def examples_of(root: Path, model: SpgddGpt, limit: int | None = None) -> list[Example]:
+    """Examples (zero-shot and few-shot of each part) of train and validation of one set."""
     dataset = load_dataset(root)
     kinds = sorted({s.category for s in dataset.samples if not s.normal})
     kinds = list(dict.fromkeys((*kinds, *DISTRACTORS.get(dataset.name, ()))))
-    anchors = TextEncoder.open(bundle).anchors(dataset.noun, [f"{{}} with a {k}" for k in kinds])
-    samples = _balanced(dataset, limit)
+    anchors = _anchors(model, dataset.noun, [f"{{}} with a {k}" for k in kinds])
+    shots = choose_shots(dataset.of("train", normal=True), SHOTS, 0)
+    taps = [unit_taps(_encode(model, read_image(s))) for s in shots]
+    memory = [torch.cat([t[i] for t in taps])[None] for i in range(3)]
     found = []
-    for few_shot in (False, True):
-        detector = Detector.open(bundle, "nearest", threads=1)
-        memory = _memory(dataset, detector, anchors) if few_shot else None
-        detector.bind(memory, anchors[None])
-        found += [_example(s, dataset, kinds, detector, anchors, few_shot) for s in samples]
+    for sample in _balanced(dataset, limit):
+        image = read_image(sample)
+        encoded = _encode(model, image)
+        for references in (None, memory):
+            answer = model.answer(encoded, anchors[None], references, "nearest")
+            asked = request_of(sample, dataset.noun, kinds, image, answer, anchors.numpy())
+            found.append(_example(sample, asked, dataset.name))
     return found
 
 
@@ -69,41 +77,37 @@ def _balanced(dataset: Dataset, limit: int | None) -> list[Sample]:
     return chosen
 
 
-def _memory(dataset: Dataset, detector: Detector, anchors: NDArray[np.float32]) -> Memory:
-    detector.bind(None, anchors[None])
-    shots = choose_shots(dataset.of("train", normal=True), SHOTS, 0)
-    tokens = [_run(detector, read_image(s)).tokens for s in shots]
-    taps = tuple(np.concatenate([t[i] for t in tokens])[None] for i in range(3))
-    return Memory(taps)  # type: ignore[arg-type]
+def _anchors(model: SpgddGpt, noun: str, phrases: Sequence[str]) -> Tensor:
+    """Anchors (2,E) as the station makes them: the bundle's prompts through this text tower."""
+    prompts = TextEncoder.open(load_bundle("nano")).prompts(noun, phrases)
+    normal, abnormal = (torch.from_numpy(tokenise(texts)) for texts in prompts)
+    with torch.no_grad():
+        return model.anchors(normal, abnormal)
 
 
-def _run(detector: Detector, image: NDArray[np.uint8]) -> Answer:
+@torch.no_grad()
+def _encode(model: SpgddGpt, image: NDArray[np.uint8]) -> Encoded:
     whole = (Box(0, 0, image.shape[1], image.shape[0]),)
-    return detector.run(to_tiles(image, whole))
+    return model.encode_image(model.normalise(torch.from_numpy(to_tiles(image, whole))))
 
 
-def _example(
-    sample: Sample,
-    dataset: Dataset,
-    kinds: Sequence[str],
-    detector: Detector,
-    anchors: NDArray[np.float32],
-    few_shot: bool,
-) -> Example:
-    image = read_image(sample)
-    answer = _run(detector, image)
-    request = request_of(sample, dataset.noun, kinds, image, answer, anchors, few_shot)
+def unit_taps(encoded: Encoded) -> list[Tensor]:
+    """Unit tokens (1,225,D) per tap."""
+    return [unit(t) for t in encoded.taps]
+
+
+def _example(sample: Sample, request: DescribeRequest, name: str) -> Example:
     facts = request.facts()
-    guess = category_word(request.kinds, facts) if not sample.normal else NONE
+    assert request.cls is not None and request.anchors is not None and request.f_out is not None
     return Example(
-        cls=np.asarray(answer.cls[0], np.float32),
-        anchors=anchors,
-        f_out=np.asarray(answer.f_out[0], np.float32),
+        cls=request.cls,
+        anchors=request.anchors,
+        f_out=request.f_out,
         found=findings(request, facts, model_chooses=True),
         category=NONE if sample.normal else sample.category,
-        guess=guess,
+        guess=NONE if sample.normal else category_word(request.kinds, facts),
         split=sample.split,
-        image=f"{dataset.name}/{sample.image.name}",
+        image=f"{name}/{sample.image.name}",
     )
 
 
@@ -112,9 +116,8 @@ def request_of(
     noun: str,
     kinds: Sequence[str],
     image: NDArray[np.uint8],
-    answer: Answer,
+    answer: Reference,
     anchors: NDArray[np.float32],
-    few_shot: bool,
 ) -> DescribeRequest:
     """The describer's request for a labelled part; the label stands for the verdict."""
     heat = np.asarray(answer.map[0], np.float32)
@@ -131,9 +134,8 @@ def request_of(
         area=Area(0, 0, wide, high),
         level=half_peak_level(heat),
         crop=np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8),
-        cls=np.asarray(answer.cls[0]),
+        cls=np.asarray(answer.cls[0], np.float32),
         anchors=anchors,
-        f_out=np.asarray(answer.f_out[0]),
-        few_shot=few_shot,
+        f_out=np.asarray(answer.f_out[0], np.float32),
         categories=tuple(kinds),
     )

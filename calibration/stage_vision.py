@@ -142,8 +142,17 @@ class VisionTrainer(nn.Module):
         own = self.trainable()
         slow = [p for p in own if id(p) not in fast]
         quick = [p for p in own if id(p) in fast]
-        lr = self.settings.lr
-        return [{"params": slow}, {"params": quick, "lr": 8 * lr, "weight_decay": 0.0}]
+        found: list[dict[str, object]] = [
+            {"params": slow},
+            {"params": quick, "lr": 8 * self.settings.lr, "weight_decay": 0.0},
+        ]
+        if not self.settings.free_projection:
+            # Weight decay would move the held values although their gradient is nought.
+            attn = first_block(self.model).attn
+            held = {id(attn.in_proj_weight), id(attn.in_proj_bias)}
+            found[0]["params"] = [p for p in slow if id(p) not in held]
+            found.append({"params": [p for p in slow if id(p) in held], "weight_decay": 0.0})
+        return found
 
     def hold_values(self) -> None:
         """Drop the gradient of block 1's value path; call between backward and step."""
