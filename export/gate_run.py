@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.bundle import EngineEntry
+from engines.bundle import Bundle, EngineEntry
 from engines.detector import Answer, Detector, Memory
 from engines.errors import EngineError
 from engines.text import TextEncoder
@@ -66,10 +66,16 @@ def latencies(detectors: list[Detector], tile: U8, rounds: int = ROUNDS) -> list
     return [round(float(np.median(own[2:])), 3) for own in times]
 
 
-def _judge(
-    draft: Draft, entry: EngineEntry, sets: list[GateSet], anchors: F32, reference: Outcome
+def judge(
+    bundle: Bundle,
+    entry: EngineEntry,
+    sets: list[GateSet],
+    anchors: F32,
+    reference: Outcome,
+    runtime: str = "ort-cpu",
 ) -> tuple[Detector, Findings]:
-    detector = Detector(draft.bundle(), entry, "ort-cpu", 0)
+    """Enrol and inspect every set with one engine; compare with PyTorch's outcome."""
+    detector = Detector(bundle, entry, runtime, 0)
     outcome = inspect(sets, detector.run, lambda m: detector.bind(m, anchors), detector.run)
     frames = [f for s in sets for f in s.frames]
     return detector, compare(frames, reference, outcome, entry.precision)
@@ -118,7 +124,7 @@ def _gate_mode(
     runner.mode = mode
     reference = inspect(sets, runner.run, runner.bind, runner.run)
     entries = [e for e in draft.engines if e.mode == mode and e.kind == "detector"]
-    judged = [_judge(draft, e, sets, runner.anchors, reference) for e in entries]
+    judged = [judge(draft.bundle(), e, sets, runner.anchors, reference) for e in entries]
     tile = sets[0].frames[0].tile
     speeds = latencies([d for d, _ in judged], tile)
     passed: list[EngineEntry] = []
