@@ -50,6 +50,8 @@ def baseline_table(entry: dict[str, Any]) -> list[str]:
     ]
     table = {"**ours**": entry["ours"], **entry.get("baselines", {})}
     for method, found in table.items():
+        if not all(c in found for c in counts):
+            continue
         cells = [f"{number(found[c], 'pixel')} / {number(found[c], 'image')}" for c in counts]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
@@ -76,7 +78,9 @@ def section(name: str, entry: dict[str, Any], level: str = "##") -> list[str]:
         "",
     ]
     if entry.get("baselines"):
-        lines += ["On the same stem features and shots:", "", *baseline_table(entry), ""]
+        runs = entry.get("baseline_runs")
+        said = f" (baselines: the first {runs} runs)" if runs else ""
+        lines += [f"On the same stem features and shots{said}:", "", *baseline_table(entry), ""]
     if entry.get("ablations"):
         lines += ["Ablations with the same weights:", "", *ablation_table(entry), ""]
     return lines
@@ -112,16 +116,49 @@ def page(seen: Sequence[dict[str, Any]], unseen: Sequence[dict[str, Any]], notes
     return "\n".join(lines)
 
 
+def merge_baselines(groups: list[list[dict[str, Any]]], source: dict[str, Any]) -> None:
+    """Baselines depend on stem, shots and pictures alone: one run serves all weights."""
+    for report in (r for group in groups for r in group):
+        for name, entry in report["sets"].items():
+            if name in source["sets"] and not entry.get("baselines"):
+                entry["baselines"] = source["sets"][name]["baselines"]
+                entry["baseline_runs"] = source["runs"]
+
+
+def promise_table(found: dict[str, Any]) -> str:
+    """Stated against measured false-reject rates."""
+    lines = [
+        "## Does the stated false-reject rate hold?",
+        "",
+        "| set | enrolments inside their 95 % interval | held out | fresh | mean rate |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in found.items():
+        each = entry["each"]
+        mean = 100 * sum(e["rate"] for e in each) / len(each)
+        lines.append(
+            f"| {Path(name).name} | {entry['inside']} of {entry['of']} | {each[0]['held_out']} | "
+            f"{each[0]['fresh']} | {mean:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(prog="python -m calibration.report", description=__doc__)
     parser.add_argument("seen", type=Path, nargs="+")
     parser.add_argument("--unseen", type=Path, nargs="*", default=[])
+    parser.add_argument("--baselines", type=Path, help="a run of evaluate --baselines to merge")
+    parser.add_argument("--promise", type=Path, help="JSON of calibration.promise")
     parser.add_argument("--notes", type=Path, help="Markdown to append: what was tried, limits")
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation.md"))
     args = parser.parse_args(argv)
     read = [[json.loads(p.read_text()) for p in group] for group in (args.seen, args.unseen)]
+    if args.baselines:
+        merge_baselines(read, json.loads(args.baselines.read_text()))
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
+    if args.promise:
+        notes = promise_table(json.loads(args.promise.read_text())) + "\n\n" + notes
     args.out.write_text(page(read[0], read[1], notes), encoding="utf-8")
 
 

@@ -1,0 +1,206 @@
+"""Are the words right? Descriptions of labelled validation parts, held against mask and label.
+
+`python -m calibration.words_report --bundle nano --data SET... --out build/reports/words`
+
+Per set: references and a conformal threshold from train normals, every validation part through the
+engine, those not OK (and as many OK ones) through the describer. Reported: yes/no accuracy of the
+words beside the detector's own, agreement of the place with the mask, kinds, contradictions,
+answers that were no valid JSON; and a page with twenty parts beside their words.
+"""
+
+import argparse
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.datasets import Dataset, Sample, load_dataset, read_image, read_mask
+from calibration.thresholds import conformal_threshold
+from engines.bundle import Bundle, load_bundle
+from engines.consistency import contradiction
+from engines.describer import DescribeRequest, DescriberSettings, Description, open_describer
+from engines.detector import Answer, Detector, Memory
+from engines.facts import EVERYWHERE, Area, half_peak_level, location_word, touched_cells
+from engines.preprocess import Box, to_tiles
+from engines.text import TextEncoder
+
+SHOTS, HELD = 4, 40
+
+
+@dataclass(frozen=True)
+class Said:
+    """One validation part: truth, request and words."""
+
+    sample: Sample
+    mask: NDArray[np.bool_]
+    request: DescribeRequest
+    words: Description
+
+    @property
+    def place_right(self) -> bool | None:
+        """Whether the named cell holds some of the defect; None where there is nothing to find."""
+        if not self.words.defective or not self.mask.any():
+            return None
+        if self.words.location == EVERYWHERE:
+            return location_word(self.mask) == EVERYWHERE or bool(self.mask.mean() > 0.2)
+        return self.words.location in {*touched_cells(self.mask), location_word(self.mask)}
+
+
+class Inspector:
+    """Engine, memory and threshold of one set, made from its train normals."""
+
+    def __init__(self, dataset: Dataset, bundle: Bundle, mode: str) -> None:
+        self.dataset = dataset
+        self.kinds = tuple(sorted({s.category for s in dataset.samples if not s.normal}))
+        self.anchors = TextEncoder.open(bundle).anchors(dataset.noun)
+        self.detector = Detector.open(bundle, mode, threads=1)  # type: ignore[arg-type]
+        self.detector.bind(None, self.anchors[None])
+        normals = dataset.of("train", normal=True)
+        step = max(1, len(normals) // (SHOTS + HELD))
+        chosen = normals[::step][: SHOTS + HELD]
+        tokens = [self.run(read_image(s)).tokens for s in chosen[:SHOTS]]
+        taps = tuple(np.concatenate([t[i] for t in tokens])[None] for i in range(3))
+        self.detector.bind(Memory(taps), self.anchors[None])  # type: ignore[arg-type]
+        scores = [float(self.run(read_image(s)).score[0]) for s in chosen[SHOTS:]]
+        self.threshold = conformal_threshold(scores).value
+
+    def run(self, image: NDArray[np.uint8]) -> Answer:
+        """The engine's answer for a whole picture."""
+        return self.detector.run(to_tiles(image, (Box(0, 0, image.shape[1], image.shape[0]),)))
+
+    def request(self, sample: Sample) -> DescribeRequest:
+        """The describer's request for a part, with the detector's own verdict."""
+        image = read_image(sample)
+        answer = self.run(image)
+        high, wide = image.shape[:2]
+        heat, score = np.asarray(answer.map[0], np.float32), float(answer.score[0])
+        scale = min(1.0, 240 / max(high, wide))
+        size = (max(1, round(wide * scale)), max(1, round(high * scale)))
+        return DescribeRequest(
+            part_id=f"{self.dataset.name}/{sample.image.name}",
+            noun=self.dataset.noun,
+            verdict="OK" if score <= self.threshold else "NG",
+            score=score,
+            threshold=self.threshold,
+            map=heat,
+            area=Area(0, 0, wide, high),
+            level=half_peak_level(heat),
+            crop=np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8),
+            cls=np.asarray(answer.cls[0]),
+            anchors=self.anchors,
+            f_out=np.asarray(answer.f_out[0]),
+            categories=self.kinds,
+        )
+
+
+def mean(values: Sequence[bool | None]) -> float | None:
+    """Share of True among what is not None; None when nothing is."""
+    known = [v for v in values if v is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def figures(said: Sequence[Said], threshold: float) -> dict[str, Any]:
+    """The figures of one set."""
+    bad = [s for s in said if not s.sample.normal]
+    found = [s for s in bad if s.words.defective]
+    return {
+        "parts": len(said),
+        "threshold": round(threshold, 4),
+        "yes_no_words": mean([s.words.defective != s.sample.normal for s in said]),
+        "yes_no_detector": mean([s.request.defective != s.sample.normal for s in said]),
+        "place": mean([s.place_right for s in bad]),
+        "place_parts": sum(s.place_right is not None for s in bad),
+        "kind": mean([s.words.category == s.sample.category for s in found]),
+        "by_model": mean([s.words.source == "llm" for s in said]),
+        "invalid": sum("whole answer" in (s.words.note or "") for s in said),
+        "contradictions": sum(s.words.contradiction is not None for s in said),
+        "tokens_per_s": round(float(np.median([s.words.tokens_per_s for s in said])), 1),
+    }
+
+
+def describe_set(
+    root: Path, args: argparse.Namespace, bundle: Bundle
+) -> tuple[str, list[Said], float]:
+    """Validation parts of one set in words: at most `limit`, half of them good ones."""
+    dataset = load_dataset(root)
+    inspector = Inspector(dataset, bundle, args.mode)
+    bad, good = dataset.of("val", normal=False), dataset.of("val", normal=True)
+    half = args.limit // 2
+    samples = [*_spread(bad, half), *_spread(good, args.limit - half)]
+    requests = [inspector.request(s) for s in samples]
+    settings = DescriberSettings(
+        prefix=str(bundle.file("prefix.onnx")), backend=args.backend, batch=4, deadline_s=10_000
+    )
+    describer = open_describer(settings)
+    words = describer.describe_many(requests)
+    describer.close()
+    said = []
+    for sample, request, spoken in zip(samples, requests, words, strict=True):
+        marked = spoken.model_copy(update={"contradiction": contradiction(spoken, request.facts())})
+        mask = read_mask(sample, read_image(sample).shape[:2])
+        said.append(Said(sample, mask, request, marked))
+    return dataset.name, said, inspector.threshold
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    step = max(1.0, len(samples) / max(1, count))
+    return [samples[int(i * step)] for i in range(min(count, len(samples)))]
+
+
+def page(said: Sequence[Said], out: Path) -> None:
+    """index.html with each part's picture, its heat and its words; right ones and wrong ones."""
+    wrong = [s for s in said if s.place_right is False or s.words.defective == s.sample.normal]
+    right = [s for s in said if s not in wrong and not s.sample.normal]
+    rows = []
+    for i, s in enumerate([*right[:12], *wrong[:8]]):
+        name = f"{i:02d}.jpg"
+        cv2.imwrite(str(out / name), _picture(s))
+        words = html.escape(s.words.sentence)
+        truth = html.escape(
+            f"{s.sample.category}, {location_word(s.mask) if s.mask.any() else '-'}"
+        )
+        mark = "right" if s in right else "wrong"
+        rows.append(f"<p><img src={name}><br><b>{mark}</b> {words}<br>label: {truth}</p>")
+    (out / "index.html").write_text("<meta charset=utf-8>" + "\n".join(rows), encoding="utf-8")
+
+
+def _picture(said: Said) -> NDArray[np.uint8]:
+    """Picture, heat over it, and mask, side by side at 240 px."""
+    image = cv2.resize(read_image(said.sample), (240, 240), interpolation=cv2.INTER_AREA)
+    heat = cv2.applyColorMap((said.request.map * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    over = cv2.addWeighted(image, 0.5, cv2.resize(heat, (240, 240)), 0.5, 0)
+    mask = cv2.resize(said.mask.astype(np.uint8) * 255, (240, 240))
+    return np.asarray(np.hstack([image, over, cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR)]), np.uint8)
+
+
+def main() -> None:
+    """All sets, one report."""
+    parser = argparse.ArgumentParser(prog="python -m calibration.words_report", description=__doc__)
+    parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, default=Path("build/reports/words"))
+    parser.add_argument("--mode", default="nearest")
+    parser.add_argument("--backend", choices=["auto", "template"], default="auto")
+    parser.add_argument("--limit", type=int, default=10_000, help="parts a set")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    bundle = load_bundle(args.bundle)
+    report, everything = {}, []
+    for root in args.data:
+        name, said, threshold = describe_set(root, args, bundle)
+        report[name] = figures(said, threshold)
+        everything += said
+        print(name, json.dumps(report[name]), flush=True)
+    (args.out / "words.json").write_text(json.dumps(report, indent=1))
+    page(everything, args.out)
+    print(f"{args.out}/index.html")
+
+
+if __name__ == "__main__":
+    main()
