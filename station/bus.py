@@ -137,13 +137,13 @@ class Bus:
         except Exception:
             log.exception("the daemon could not tell its status")
             facts = StatusFacts(ready=False, busy=False, mode="unknown", faults=("status",), hb=0)
-        faults = facts.faults
-        if not self._ledger.healthy:
-            faults = (*faults[:31], f"ledger: {self._ledger.fault}"[:300])
+        faults = [] if self._ledger.healthy else [f"ledger: {self._ledger.fault}"]
+        # Cut so that the worst status still fits a body: no status at all would tell less.
+        faults = [fault[:200] for fault in (*faults, *facts.faults)][:12]
         self._counts[Stream.STATUS] += 1
         fields = facts.model_dump() | {
             "ready": facts.ready and self._ledger.healthy,
-            "faults": faults,
+            "faults": tuple(faults),
         }
         return body(
             Status(
@@ -154,7 +154,7 @@ class Bus:
                 seq=self._counts[Stream.STATUS],
                 t_us=time.time_ns() // 1000,
                 last_seq=self._published,
-                cursors=dict(list(self._ledger.cursors.items())[:64]),
+                cursors=dict(list(self._ledger.cursors.items())[:32]),
             )
         )
 

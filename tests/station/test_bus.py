@@ -269,11 +269,23 @@ def test_ready_is_false_while_the_ledger_is_not_healthy(station, client):
     assert client.status().ready
     station.ledger._fail([], "a fault for the test")
     status = client.status()
-    assert not status.ready and "a fault for the test" in status.faults[-1]
+    assert not status.ready and "a fault for the test" in status.faults[0]
     with pytest.raises(Refused, match="not_ready"):
         client.trigger(new_id())
     time.sleep(1.3)
     assert client.status().ready and client.trigger(new_id()).accept
+
+
+def test_the_worst_status_still_fits_its_body(station, client):
+    for number in range(40):
+        name = f"{number}-{'x' * 60}"
+        for stream in ("result", "event"):
+            acked = station.ledger.ack(name, stream, 0)
+    acked.result(10)
+    facts = station.status().model_copy(update={"faults": ("Ä" * 500,) * 32})
+    station.status = lambda: facts
+    status = client.status()
+    assert len(status.faults) == 12 and len(status.cursors) == 32
 
 
 def test_a_daemon_that_raises_is_not_ready_and_the_bus_goes_on(station, client):
