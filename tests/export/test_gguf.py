@@ -13,6 +13,8 @@ transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("llama_cpp")
 
+from ggufkit import PARTS, PLACES, sentences, smollm2_folder, tiny_llama  # noqa: E402
+
 from engines.errors import EngineError  # noqa: E402
 from engines.gguf_file import check_gguf, find_gguf  # noqa: E402
 from engines.gguf_model import LlamaModel, Span  # noqa: E402
@@ -22,45 +24,10 @@ from export.gguf_source import Checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-PARTS = ["tile", "plate", "ring", "screw", "bottle", "cell", "pipe", "gear", "valve", "board"]
-FAULTS = ["crack", "dent", "hole", "stain", "scratch", "burr", "chip", "bubble", "pit", "fray"]
-PLACES = ["top left", "top", "top right", "left", "center", "right", "bottom left", "bottom"]
-
-
-def sentences(count, seed=0):
-    rng = np.random.default_rng(seed)
-    pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
-    return [
-        f"The {pick(PARTS)} has {rng.integers(1, 99)} {pick(FAULTS)}s at the {pick(PLACES)}, "
-        f"about {rng.uniform(0.1, 9):.1f} mm long; é{'!' * rng.integers(3)}"
-        for _ in range(count)
-    ]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small random Llama with grouped heads and a SentencePiece tokenizer of its own."""
-    path = tmp_path_factory.mktemp("llama") / "tiny-llama"
-    path.mkdir()
-    corpus = path.parent / "corpus.txt"
-    corpus.write_text("\n".join(sentences(2000, seed=1)))
-    sentencepiece.SentencePieceTrainer.Train(
-        input=str(corpus), model_prefix=str(path / "tokenizer"), vocab_size=500, model_type="bpe",
-        byte_fallback=True, character_coverage=1.0, minloglevel=2, num_threads=1,
-    )  # fmt: skip
-    torch.manual_seed(7)
-    config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=160, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        initializer_range=0.12, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    model.half().save_pretrained(path)
-    (path / "tokenizer_config.json").write_text(
-        json.dumps({"add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
-                    "eos_token": "</s>", "unk_token": "<unk>"})
-    )  # fmt: skip
-    return path
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +213,6 @@ def test_the_checkpoint_is_read_lazily_by_shape(folder):
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """(Hugging Face folder, F16 GGUF made from it) of the real SmolLM2."""
-    from ggufkit import smollm2_folder
-
     path = smollm2_folder(tmp_path_factory.mktemp("smol") / "SmolLM2-135M-Instruct")
     return path, make_gguf(str(path), path.parent / "out", say=lambda text: None).path
 
