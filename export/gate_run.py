@@ -104,6 +104,7 @@ def _refuse(draft: Draft, entry: EngineEntry, reasons: list[str]) -> None:
     """Take the engine out of the bundle and keep its figures with the reasons."""
     kept = entry.model_dump(include={"file", "precision", "mode", "latency_ms", "parity"})
     draft.rejected.append({**kept, "reasons": reasons})
+    draft.engines = [e for e in draft.engines if e.file != entry.file]
     (draft.out / entry.file).unlink()
 
 
