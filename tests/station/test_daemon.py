@@ -236,7 +236,7 @@ def test_closing_in_mid_run_leaves_no_part_without_a_verdict(tmp_path):
         start = time.monotonic()
         daemon.close()
         took = time.monotonic() - start
-    assert took < 2
+    assert took < (4 if crowded() else 2)
     with station(tmp_path, str(folder)) as (daemon, client):
         assert daemon.ledger.recovered == ()
         seqs = [r.seq for r in results(client)]
@@ -252,7 +252,7 @@ def test_closing_while_the_engine_hangs_fails_the_open_part_within_two_seconds(t
         daemon.close()
         took = time.monotonic() - start
         engine.release.set()
-    assert took < 2.2
+    assert took < (4 if crowded() else 2.2)
     with station(tmp_path, str(folder), FakeEngine()) as (daemon, client):
         assert daemon.ledger.recovered == ()
         first = results(client)[0]
