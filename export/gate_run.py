@@ -146,7 +146,6 @@ def run_gate(draft: Draft, model: SpgddGpt, sets: list[GateSet], progress: Progr
 
     Raises EngineError when an FP32 engine fails: then the export itself is wrong.
     """
-    torch.set_num_threads(2)
     anchors = TextEncoder.open(draft.bundle()).anchors("object")[None]
     runner = TorchRunner(model, anchors)
     kept = [e for e in draft.engines if e.kind != "detector"]

@@ -62,6 +62,7 @@ def test_nothing_is_rebuilt_that_is_up_to_date(built, capsys):
     assert set(before) == set(after)
 
 
+@pytest.mark.slow
 def test_a_damaged_bundle_is_rebuilt(built, tmp_path, capsys):
     out = shutil.copytree(built, tmp_path / "nano")
     (out / "text.onnx").write_bytes(b"")

@@ -181,6 +181,26 @@ def test_detector_against_torch_on_full_size_frames(nano, tiles):
         close(out["f_out"], expected.f_out, 1.1e-3)
 
 
+@pytest.mark.slow
+def test_paper_detector_against_torch_on_a_full_size_frame(tmp_path, tiles):
+    torch.manual_seed(0)
+    save_weights(SpgddGpt(preset("paper")), tmp_path / "weights.safetensors")
+    model = load_weights(tmp_path / "weights.safetensors")
+    store = WeightStore(tmp_path / "weights.safetensors")
+    anchors = unit(torch.randn(1, 2, model.config.embed_dim))
+    frames = torch.from_numpy(tiles)
+    memory = [t[:1][None] for t in model.detect(frames, anchors).tokens]
+    expected = model.detect(frames, anchors, memory, "nearest")
+    s = session(tmp_path, compose.detector(Graph(store), model.config, "nearest"), "d")
+    feeds = {f"memory_{n}": m.numpy() for n, m in zip("abc", memory, strict=True)}
+    feeds |= {"group": np.zeros(2, np.int64), "few_shot": np.array(True)}
+    out = s.run({"tiles": tiles, "anchors": anchors.numpy(), **feeds})
+    close(out["score"], expected.score, 1e-4)
+    close(out["map"], expected.map, 1e-4)
+    for name, token in zip("abc", expected.tokens, strict=True):
+        assert (out[f"tokens_{name}"] * token.numpy()).sum(-1).min() >= 0.99999
+
+
 def test_graphs_hold_no_weights_and_no_large_constants(nano):
     _, model, store = nano
     made = compose.detector(Graph(store), model.config, "nearest").model("d")
