@@ -15,7 +15,8 @@ log = structlog.get_logger("ui")
 MISSED_S = 0.6  # three heartbeats of 200 ms
 TICK_S = 0.1
 CATCH_UP = 20_000  # parts fetched at start for this shift's figures
-STATE_S = 0.2  # state is told at least this often: the page's own proof of life
+STATE_S = 0.2  # state is told this often: the page's own proof of life
+LOOK_S = 0.05  # and at once when heartbeats stop or come back
 RETRY_S = 0.5
 MakeClient = Callable[[], Client]
 
@@ -87,6 +88,11 @@ class Feed:
 
     def _beat(self) -> None:
         """Tell the state five times a second from a thread that the bus cannot block."""
-        while not self._stop.wait(STATE_S):
-            self._board.set_alive(time.monotonic() - self._hb_at < MISSED_S)
-            self._hub.send("state", self._board.state())
+        told_at, was = float("-inf"), False
+        while not self._stop.wait(LOOK_S):
+            now = time.monotonic()
+            alive = now - self._hb_at < MISSED_S
+            if alive != was or now - told_at >= STATE_S:
+                self._board.set_alive(alive)
+                self._hub.send("state", self._board.state())
+                told_at, was = now, alive
