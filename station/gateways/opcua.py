@@ -113,6 +113,11 @@ class OpcuaGateway:
         await asyncio.to_thread(self._watch.stop)
         await asyncio.to_thread(self.link.stop)
 
+    @property
+    def ready(self) -> bool:
+        """Whether a part would be taken now, and its event would not be missed."""
+        return self.health.link and self.health.ready and self._watch.begun.is_set()
+
     async def _build(self) -> None:
         from asyncua import ua
 
@@ -159,7 +164,7 @@ class OpcuaGateway:
         trigger_id = hex64(self.prefix << 32 | trigger)
         if trigger == 0 or trigger_id in self._waiting:
             return self._refuse(trigger_id, Code.BAD_ID if trigger == 0 else Code.DUPLICATE)
-        if not (self.health.link and self.health.ready):
+        if not self.ready:
             return self._refuse(trigger_id, Code.NOT_READY if self.health.link else Code.LINK_LOST)
         deadline_ms = deadline_ms or self.settings.deadline_ms
         future: asyncio.Future[Answer] = self._loop.create_future()
@@ -246,7 +251,7 @@ class OpcuaGateway:
 
         while True:
             facts = {
-                "Ready": self.health.link and self.health.ready,
+                "Ready": self.ready,
                 "Link": self.health.link,
                 "Fault": self.health.fault or not self.health.link,
                 "Heartbeat": self._beat,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from station.client import Client, NoAnswer, Refused
 from station.gateways.link_io import StationAddress
 from station.schema import Result, Stream
+from station.schema_ctl import Reply
 
 RETRY_S = 0.5
 
@@ -14,13 +15,15 @@ RETRY_S = 0.5
 class ResultWatch:
     """A thread that subscribes and fills gaps by FETCH; `on_result` is called in that thread.
 
-    It starts with what is new. After a loss of the station it goes on where it stopped.
+    It starts with what comes after the station's first HELLO (`begun`). After a loss of the
+    station it goes on where it stopped; a new ledger is followed from its first row.
     """
 
     def __init__(self, address: StationAddress, on_result: Callable[[Result], None]) -> None:
         self._address = address
         self._on_result = on_result
-        self._since: dict[str, int] | None = None
+        self.begun = threading.Event()
+        self._seen = 0
         self._epoch: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="result-watch", daemon=True)
@@ -44,7 +47,8 @@ class ResultWatch:
         at = self._address
         client = Client(at.ctl, at.pub, keys=at.keys, name=f"{at.client}-watch")
         try:
-            for item in client.subscribe((Stream.RESULT,), self._since, timeout_s=0.5):
+            self._place(client.hello())
+            for item in client.subscribe((Stream.RESULT,), {"result": self._seen}, timeout_s=0.5):
                 if self._stop.is_set():
                     return
                 if isinstance(item, Result) and (item.line, item.station) == (at.line, at.station):
@@ -52,10 +56,17 @@ class ResultWatch:
         finally:
             client.close()
 
+    def _place(self, hello: Reply) -> None:
+        """Where to go on, by what the station says it holds."""
+        if self._epoch is None:
+            self._seen = (hello.last_seq or {}).get("result", 0)
+        elif hello.epoch != self._epoch:
+            self._seen = 0
+        self._epoch = hello.epoch
+        self.begun.set()
+
     def _take(self, result: Result) -> None:
-        seen = (self._since or {}).get("result", 0)
-        if result.epoch == self._epoch and result.seq <= seen:
+        if result.epoch == self._epoch and result.seq <= self._seen:
             return
-        self._epoch = result.epoch
-        self._since = {"result": result.seq}
+        self._epoch, self._seen = result.epoch, result.seq
         self._on_result(result)

@@ -177,7 +177,7 @@ def gateway_words(station, port, folder):
     )
 
 
-def wait_for(true, timeout_s=10.0, step_s=0.01):
+def wait_for(true, timeout_s=60.0, step_s=0.01):
     end = time.monotonic() + timeout_s
     while not (value := true()):
         if time.monotonic() > end:

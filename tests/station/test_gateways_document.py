@@ -183,8 +183,8 @@ def test_the_opc_ua_client_of_the_document_inspects_a_part(station):
         made = OpcuaGateway(address, OpcuaSettings(endpoint, 1000))
         await made.start()
         try:
-            async with asyncio.timeout(5):
-                while not made.health.ready:
+            async with asyncio.timeout(60):
+                while not made.ready:
                     await asyncio.sleep(0.02)
             return [await inspect(endpoint, f"part-{n}", n) for n in range(1, 6)]
         finally:

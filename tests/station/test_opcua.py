@@ -88,7 +88,7 @@ class Scada:
     async def value(self, name):
         return await (await self.root.get_child(f"{self.ns}:{name}")).read_value()
 
-    async def wait(self, name, wanted, seconds=5):
+    async def wait(self, name, wanted, seconds=30):
         async with asyncio.timeout(seconds):
             while await self.value(name) != wanted:
                 await asyncio.sleep(0.02)
@@ -142,7 +142,7 @@ async def follow(client, triggers):
     kind = await client.client.nodes.base_event_type.get_child(f"{client.ns}:ResultReadyEventType")
     await subscription.subscribe_events(client.root, kind)
     wrong = await wrong_of(client, triggers)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(events.seen) < len(triggers):
             await asyncio.sleep(0.05)
     return wrong, events.seen
