@@ -60,7 +60,7 @@ def describe_facts(
         sentence=sentence,
         source="template",
         model="template",
-        note=note,
+        note=note[:500] if note else None,
         ms=(time.monotonic() - start) * 1e3 if ms is None else ms,
     )
 

@@ -29,7 +29,7 @@ GRACE_S = 5.0
 # Loading a 7B model from a slow disk takes a while; longer than this is a hang.
 STARTUP_S = 120.0
 DROPS_EVERY_S = 1.0  # a burst is told in one event a second, not in one event a part
-DROPS_PER_EVENT = 50
+DROPS_TEXT = 1500  # characters of part ids in one event (a body is bounded)
 
 
 @dataclass(frozen=True)
@@ -317,8 +317,10 @@ class DescribeService:
         with self._lock:
             named, self._drops = self._drops, []
         self._drops_told = now
-        for i in range(0, len(named), DROPS_PER_EVENT):
-            ids = named[i : i + DROPS_PER_EVENT]
+        while named:
+            ids = [named.pop(0)]
+            while named and sum(map(len, ids)) + len(named[0]) + 2 * len(ids) < DROPS_TEXT:
+                ids.append(named.pop(0))
             text = f"{len(ids)} descriptions dropped, the describer is busy: {', '.join(ids)}"
             self._on_event("description_dropped", text, ids[0] if len(ids) == 1 else None)
 

@@ -49,7 +49,7 @@ def request(i, verdict="NG", **changes):
 
 @pytest.fixture(scope="module")
 def describer():
-    found = LlmDescriber.open(DescriberSettings(batch=4, deadline_s=250))
+    found = LlmDescriber.open(DescriberSettings(batch=8, threads=2, deadline_s=250))
     yield found
     found.close()
 
@@ -87,7 +87,7 @@ def test_a_part_is_described_the_same_alone_and_beside_others(describer):
 def test_nothing_of_a_part_stays_in_the_context(describer):
     describer.describe(request(5))
     model = describer._model
-    assert [model.length(seq) for seq in range(1, 5)] == [0] * 4
+    assert [model.length(seq) for seq in range(1, 9)] == [0] * 8
     assert model.length(KEPT) == len(describer._kept)
 
 

@@ -260,7 +260,7 @@ def test_q8_weights_of_smollm2_keep_the_top_word_in_99_of_100_places(smollm2, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["Q6_K", "Q5_K_M", "Q4_K_M"])
+@pytest.mark.parametrize("quant", ["Q6_K", "Q4_K_M"])
 def test_each_quantization_passes_its_gate_or_is_not_shipped(smollm2, tmp_path, quant):
     folder, _ = smollm2
     shutil.copytree(folder.parent / "out", tmp_path / "out")
