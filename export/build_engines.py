@@ -36,6 +36,9 @@ from export.progress import Progress
 from export.quantise import SCHEMES, quantised
 from export.tensorrt import TARGETS
 
+DECIDES = ("bundle", "detector", "preprocess", "selftest", "text")
+"""Modules of `engines` that decide what a bundle holds."""
+
 MANUAL = """\
 Builds a bundle: the folder a station runs from, made once per model.
 
@@ -119,7 +122,9 @@ def source_key(options: Sequence[str]) -> str:
     """Hash of the code that builds and of the options: when it changes, everything is rebuilt."""
     digest = hashlib.sha256("\n".join(options).encode())
     here = Path(__file__).parent
-    for path in sorted([*here.rglob("*.py"), *(here.parent / "engines").glob("*.py")]):
+    own = [p for p in here.rglob("*.py") if not p.name.startswith("gguf")]
+    engines = [here.parent / "engines" / f"{name}.py" for name in DECIDES]
+    for path in sorted([*own, *engines]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
