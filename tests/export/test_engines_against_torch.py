@@ -201,6 +201,18 @@ def test_paper_detector_against_torch_on_a_full_size_frame(tmp_path, tiles):
         assert (out[f"tokens_{name}"] * token.numpy()).sum(-1).min() >= 0.99999
 
 
+@pytest.mark.parametrize("mode", ["position", "nearest", "bank"])
+def test_the_memory_is_walked_in_blocks_and_never_multiplied_whole(nano, mode):
+    _, model, store = nano
+    made = compose.detector(Graph(store), model.config, mode).model("d")
+    loops = [n for n in made.graph.node if n.op_type == "Loop"]
+    assert len(loops) == 1
+    products = [n.name for n in made.graph.node if n.op_type == "MatMul"]
+    assert not [n for n in products if n.startswith("memory")]
+    body = loops[0].attribute[0].g
+    assert sum(n.op_type == "MatMul" for n in body.node) == (0 if mode == "position" else 3)
+
+
 def test_graphs_hold_no_weights_and_no_large_constants(nano):
     _, model, store = nano
     made = compose.detector(Graph(store), model.config, "nearest").model("d")
