@@ -1,4 +1,4 @@
-"""The harness: rounds interleave, ratios are paired, sections of RESULTS.md are replaced by name."""
+"""The harness: rounds interleave, ratios are paired, sections are replaced by name."""
 
 import json
 
