@@ -183,7 +183,7 @@ def _card(seen: Seen, loaded: LoadedRecipe, detector: DetectorLike) -> Card:
     heat = stitch(answer.map, boxes, frame.shape[:2], recipe.region)
     score = seen.result.score if seen.result.score is not None else float("nan")
     title = f"label: {seen.part.label}   score {score:.3f} (limit {loaded.threshold:.3f})"
-    level = max(loaded.threshold, 1e-6)
+    level = min(max(loaded.threshold, 1e-6), 0.5)  # the map is a probability: full colour at 1
     return Card(frame, heat, level, seen.result.verdict.value, title, seen.words)
 
 
