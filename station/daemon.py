@@ -21,6 +21,7 @@ from station.control import Control
 from station.describe import DescribeService, DescribeStats
 from station.detect import DetectorThread
 from station.flow import Flow
+from station.golden import GoldenWatch
 from station.inspection import Product
 from station.lane import Lane, LaneHooks
 from station.ledger import Ledger
@@ -144,6 +145,8 @@ class Daemon:
         self.detector = DetectorThread(
             self.flow, ready, self.ticks, self._desc_room, batch=len(sources)
         )
+        if self.settings.golden.every_s:
+            self.detector.between = self._golden_watch().look
         self.watch = Watch(self)
         self.watch.probe_all()
         hooks = LaneHooks(
@@ -172,6 +175,17 @@ class Daemon:
         self.readiness.set("start", None)
         self.started = True
         self._hint()
+
+    def _distinct_products(self) -> list[Product]:
+        return list({id(p): p for p in self.products.values()}.values())
+
+    def _golden_watch(self) -> GoldenWatch:
+        return GoldenWatch(
+            self.settings.golden,
+            self._distinct_products,
+            lambda fault: self.readiness.set("golden", fault),
+            self.event,
+        )
 
     def _hint(self) -> None:
         """Without a recipe nothing can be OK: say what to do about it."""

@@ -41,6 +41,7 @@ class DetectorThread:
         self._until_ns = 0  # deadline of the call in progress, 0 when idle
         self._last_good: Part | None = None
         self._next_probe = 0.0
+        self.between: Callable[[bool], None] = lambda _idle: None
         self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
 
     def start(self) -> None:
@@ -69,6 +70,7 @@ class DetectorThread:
         while not self._stop.is_set():
             self._ticks.tick("infer")
             parts = self._take()
+            self._look_between(idle=not parts)
             if not parts:
                 self._probe()
                 continue
@@ -80,6 +82,13 @@ class DetectorThread:
             finally:
                 self._until_ns = 0
                 self._ticks.busy_until("infer", 0)
+
+    def _look_between(self, *, idle: bool) -> None:
+        """What else needs the engine (golden parts); its failure is never a part's."""
+        try:
+            self.between(idle)
+        except Exception as error:
+            log.error("golden_failed", error=repr(error), exc_info=True)
 
     def _take(self) -> list[Part]:
         """The next part, and those that wait behind it for the same engine."""

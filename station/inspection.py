@@ -134,14 +134,20 @@ def prepare(frame: Frame, product: Product, *, live: bool) -> Prepared:
         )
         return _refused(frame, Verdict.ERROR, Reason.CAMERA, text)
     area = region or Box(0, 0, wide, high)
-    if product.loaded and (odd := _implausible(product.loaded, image, area)):
+    boxes = recipe.boxes((high, wide)) if recipe else tile_boxes((high, wide), None, (1, 1))
+    tiles = to_tiles(image, boxes)
+    tile = tiles[0] if boxes == (area,) else None
+    if product.loaded and (odd := _implausible(product.loaded, image, area, tile)):
         text = f"{frame.name}: {odd}"
         return _refused(frame, Verdict.UNDECIDED, Reason.IMPLAUSIBLE_FRAME, text)
-    boxes = recipe.boxes((high, wide)) if recipe else tile_boxes((high, wide), None, (1, 1))
-    return Prepared(frame, to_tiles(image, boxes), boxes, area)
+    return Prepared(frame, tiles, boxes, area)
 
 
-def _implausible(loaded: LoadedRecipe, image: NDArray[np.uint8], area: Box) -> str | None:
+def _implausible(
+    loaded: LoadedRecipe, image: NDArray[np.uint8], area: Box, tile: NDArray[np.uint8] | None
+) -> str | None:
+    if tile is not None:
+        return loaded.plausible.check_tile(tile)
     return loaded.plausible.check(image[area.y : area.y + area.h, area.x : area.x + area.w])
 
 

@@ -167,6 +167,13 @@ class DriftSettings(Section):
     p_alarm: float = Field(default=5e-4, gt=0, lt=1)
 
 
+class GoldenSettings(Section):
+    """Known parts (`<folder>/<recipe>/good` and `bad`) judged on a schedule; wrong = NOT READY."""
+
+    folder: Path = Path("golden")
+    every_s: float = Field(default=0.0, ge=0)
+
+
 class UiSettings(Section):
     """The operator page (`station ui`), a program of its own."""
 
@@ -215,6 +222,7 @@ class Settings(BaseSettings):
     archive: ArchiveSettings = ArchiveSettings()
     metrics: MetricsSettings = MetricsSettings()
     drift: DriftSettings = DriftSettings()
+    golden: GoldenSettings = GoldenSettings()
     ui: UiSettings = UiSettings()
     gateway: GatewaySettings = GatewaySettings()
     log: LogSettings = LogSettings()

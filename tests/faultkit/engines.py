@@ -55,6 +55,7 @@ def fake_recipe(
     name: str = "test", threshold: float = 0.9, *, learning: bool = False, **changes
 ) -> LoadedRecipe:
     """A recipe whose plausible range refuses black, white and flat pictures."""
+    changes.setdefault("deadline_ms", 5000)  # a crowded machine must not decide what tests see
     taps = tuple(np.zeros((1, 1, 225, 4), np.float32) for _ in range(3))
     return LoadedRecipe(
         recipe=Recipe(name=name, noun="test part", learning=learning, **changes),

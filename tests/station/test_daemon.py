@@ -332,3 +332,23 @@ def test_a_trigger_for_one_of_several_cameras_names_it_in_the_part_id(tmp_path):
         assert client.trigger(new_id(), "right/7").part_id == "right/7"
         with pytest.raises(Refused):
             client.trigger(new_id(), "middle/7")
+
+
+def test_a_golden_part_with_the_wrong_verdict_takes_ready_away_until_it_is_right(tmp_path):
+    folder = parts_folder(tmp_path / "in", 3)
+    golden = tmp_path / "golden"
+    parts_folder(golden / "test" / "good", 2)
+    engine = FakeEngine()
+    sections = {
+        "source": {"loop": True},
+        "golden": {"folder": golden, "every_s": 0.2},
+        **TRIGGERED,
+    }
+    with station(tmp_path, str(folder), engine, **sections) as (daemon, client):
+        assert client.trigger(new_id(), deadline_ms=2000).verdict is Verdict.OK
+        parts_folder(golden / "test" / "bad", 1)  # the fake engine finds it good
+        until(lambda: not daemon.readiness.evaluate()[0], 5)
+        assert "golden parts: 1 of 3 wrong" in daemon.readiness.evaluate()[1][0]
+        (golden / "test" / "bad" / "p000.png").unlink()
+        until(lambda: daemon.readiness.evaluate()[0], 5)
+        assert client.trigger(new_id(), deadline_ms=2000).verdict is Verdict.OK

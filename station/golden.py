@@ -1,0 +1,64 @@
+"""Golden parts in the running station: checked between parts, by the line's own engine."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from station.drift_golden import GoldenSchedule, check
+from station.inspection import Product, infer, outcome, prepare
+from station.schema import Verdict
+from station.settings import GoldenSettings
+from station.sources.base import Frame
+
+
+class GoldenWatch:
+    """`look` is called by the detector thread: an engine session serves one thread only.
+
+    `set_fault(sentence or None)` takes READY away; `on_event(kind, severity, text)` tells why.
+    """
+
+    def __init__(
+        self,
+        settings: GoldenSettings,
+        products: Callable[[], Iterable[Product]],
+        set_fault: Callable[[str | None], None],
+        on_event: Callable[[str, str, str], None],
+    ) -> None:
+        self._folder = settings.folder
+        self._products = products
+        self._set_fault = set_fault
+        self._on_event = on_event
+        self._schedule = GoldenSchedule(settings.every_s)
+        self._judged_by: set[str] = set()
+
+    def look(self, idle: bool) -> None:
+        """Check if it is due: when nothing waits, or when a busy line has put it off too long."""
+        products = list(self._products())
+        now = {product.sha for product in products}
+        if now != self._judged_by:
+            self._judged_by = now
+            self._schedule.at_once()
+        if (self._schedule.due() and idle) or self._schedule.overdue():
+            faults = [fault for p in products if (fault := self._check(p))]
+            self._schedule.done()
+            self._set_fault(faults[0] if faults else None)
+            for fault in faults:
+                self._on_event("golden_failed", "error", fault)
+
+    def _check(self, product: Product) -> str | None:
+        folder: Path = self._folder / product.name
+        if product.loaded is None or not folder.is_dir():
+            return None
+        return check(folder, lambda image: judge_picture(image, product)).fault
+
+
+def judge_picture(image: NDArray[np.uint8], product: Product) -> Verdict:
+    """What the line would say of this picture (H,W,3) BGR, without ledger or bus."""
+    frame = Frame(image, None, "golden", time.monotonic_ns(), time.time_ns() // 1000, 0)
+    ready = prepare(frame, product, live=False)
+    if ready.refusal is not None:
+        return ready.refusal.verdict
+    return outcome(ready, infer([ready], product), product).verdict
