@@ -26,7 +26,10 @@ class Look:
 
 def measure(region_bgr: NDArray[np.uint8]) -> Look:
     """Look of a region (H,W,3) u8, measured at the model's size so that it is free of scale."""
-    grey = cv2.cvtColor(resize(region_bgr), cv2.COLOR_BGR2GRAY)
+    return _look(cv2.cvtColor(resize(region_bgr), cv2.COLOR_BGR2GRAY))
+
+
+def _look(grey: NDArray[np.uint8] | cv2.typing.MatLike) -> Look:
     sharp = cv2.Laplacian(grey, cv2.CV_32F)
     return Look(float(grey.mean()), float(grey.std()), float(sharp.std()))
 
@@ -53,7 +56,13 @@ class Plausibility(BaseModel):
 
     def check(self, region_bgr: NDArray[np.uint8]) -> str | None:
         """None when the region (H,W,3) u8 is plausible, else what is wrong in a few words."""
-        look = measure(region_bgr)
+        return self._odd(measure(region_bgr))
+
+    def check_tile(self, tile_rgb: NDArray[np.uint8]) -> str | None:
+        """As `check`, of a region that is one tile u8 (240,240,3) RGB: it is not resized twice."""
+        return self._odd(_look(cv2.cvtColor(tile_rgb, cv2.COLOR_RGB2GRAY)))
+
+    def _odd(self, look: Look) -> str | None:
         for field, low_word, high_word in (
             ("mean", "too dark", "too bright"),
             ("spread", "without contrast", "contrast too high"),
