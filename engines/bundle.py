@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.errors import EngineError
-from engines.preprocess import spec_hash
+from engines.preprocess import SPEC, spec_hash
 
 MANIFEST = "manifest.json"
 BUNDLES = Path(__file__).parent / "bundles"
@@ -57,6 +57,8 @@ class Manifest(BaseModel):
     llm_hidden: int
     source: dict[str, str]
     preprocess: str
+    preprocess_spec: dict[str, Any] = {}
+    """The spec behind the hash, so that a refusal can name the parameter."""
     prompts: str
     files: dict[str, str]
     engines: tuple[EngineEntry, ...]
@@ -127,9 +129,18 @@ def _verify(path: Path, manifest: Manifest) -> None:
             )
     if manifest.preprocess != spec_hash():
         raise EngineError(
-            f"bundle {path} was built for other pixels (preprocess spec {manifest.preprocess[:12]},"
-            f" this program has {spec_hash()[:12]}): build it again with this version"
+            f"bundle {path} was built for other pixels ({_difference(manifest)}): build it again "
+            "with this version"
         )
+
+
+def _difference(manifest: Manifest) -> str:
+    """Which pixel parameters differ, or the two hashes where the manifest names none."""
+    theirs = manifest.preprocess_spec
+    keys = [k for k in SPEC if k in theirs and theirs[k] != SPEC[k]]
+    told = [f"{k} is {theirs[k]} there and {SPEC[k]} here" for k in keys]
+    hashes = f"spec {manifest.preprocess[:12]} there and {spec_hash()[:12]} here"
+    return "; ".join(told) or hashes
 
 
 def load_bundle(ref: str | Path = "nano") -> Bundle:

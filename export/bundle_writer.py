@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from engines.bundle import MANIFEST, Bundle, EngineEntry, Manifest, sha256
 from engines.detector import Detector
-from engines.preprocess import spec_hash
+from engines.preprocess import SPEC, spec_hash
 from engines.selftest import COMPARED, FRAMES, OUTPUTS, reference_run
 from engines.text import TextEncoder
 from export.frames import draw
@@ -82,6 +82,7 @@ class Draft:
             llm_hidden=self.config.llm_hidden,
             source=self.source,
             preprocess=spec_hash(),
+            preprocess_spec=dict(SPEC),
             prompts=prompts["hash"],
             files={name: sha256(self.out / name) for name in names},
             engines=tuple(self.engines),

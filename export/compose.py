@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from export.graph import Graph, WeightStore
+from export.graph import Graph
 from export.model.config import GRID, PATCHES, ModelConfig
 from export.model.memory import BLOCK, Mode
 from export.parts_detect import head, match, match_flat, prefix, score, tddf, unit
@@ -138,8 +138,3 @@ def detector(
 PARTS: dict[str, Callable[[Graph, ModelConfig], Graph]] = {
     "encoder": encoder, "text": text, "tddf": focuser, "head": adapter, "prefix": words,
 }  # fmt: skip
-
-
-def new_graph(store: WeightStore, *, inline: bool = False) -> Graph:
-    """An empty graph over a weights file."""
-    return Graph(store, inline=inline)

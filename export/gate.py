@@ -33,6 +33,7 @@ TOLERANCES: dict[str, dict[str, tuple[float, str]]] = {
     "int8": {
         "token_cos_min": (0.90, "one token may drift in a flat area, not turn away"),
         "token_cos_mean": (0.99, "8 bits over a tower: what per-channel weights reach"),
+        "map_max": (0.1, "a tenth of the map's range: no pixel may turn from pale to hot"),
         "pixel_auc_loss": (0.005, "issue 3: at most half a point of pixel AUC"),
         "image_auc_loss": (0.01, "at most one point, a swap or two among 32 frames"),
         "flips": (1, "own threshold; one borderline part in 32 may change sides"),

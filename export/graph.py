@@ -82,7 +82,7 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.ports: tuple[list[Port], list[Port]] = ([], [])
-        self._count = 0
+        self._count = self._constants = 0
         self._scope = ""
 
     def scope(self, name: str) -> "Graph":
@@ -122,7 +122,10 @@ class Graph:
             array = array.astype(np.float32)
         key = f"const_{array.dtype}_{array.shape}_{array.tobytes().hex()[:4096]}"
         if array.nbytes > 2048 or key not in self.initializers:
-            name = self.fresh("const") if array.nbytes > 2048 else key
+            # numbered apart: a constant that only one of two twin graphs needs must not shift the
+            # names of their nodes, by which a drifting layer is found
+            self._constants += array.nbytes > 2048
+            name = f"large_{self._constants}" if array.nbytes > 2048 else key
             # not ascontiguousarray: it would turn a scalar into a vector
             tensor = onnx.numpy_helper.from_array(array.copy(order="C"), name)
             self.initializers[name] = tensor

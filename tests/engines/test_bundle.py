@@ -69,7 +69,7 @@ def test_an_unknown_key_in_the_manifest_is_named(copy):
 @pytest.mark.parametrize(("key", "value"), [("grow", "INTER_LINEAR"), ("order", "BGR")])
 def test_other_pixels_are_refused_by_the_spec(monkeypatch, key, value):
     monkeypatch.setitem(pp.SPEC, key, value)
-    with pytest.raises(EngineError, match="built for other pixels"):
+    with pytest.raises(EngineError, match=f"built for other pixels.*{key} is .* there and {value}"):
         load_bundle("nano")
 
 
