@@ -153,6 +153,7 @@ def ablations(case: Case, dataset: Dataset, run: EngineRun, shots: int) -> dict[
     grids = {
         "only TDDF (P, no memory, no head)": full.p.mean(-1),
         "without TDDF (AM alone, no head)": full.am.mean(-1),
+        "AM of tap a alone (plain pretrained features)": full.am[..., 0],
         "without adapter head (mean of AM*P)": (full.am * full.p).mean(-1),
     }
     table = {
