@@ -222,13 +222,15 @@ def main() -> None:
     costs, timings = costs_of(many, opened, anchors, options.rounds)
     gain = int8_gain(options.threads)
     told = f"{detector.entry.file} on {detector.runtime}; weights: {bundle.manifest.trained}"
-    pays = "." if gain >= 1.5 else ": it cannot pay on this processor, and was not built."
+    share = next(r["memory / rest"] for r in costs if r["memory"] == "coreset of 4")
+    bound = share / (1 + share) * (1 - 1 / gain)
     notes = [
         f"{len(normals)} good parts of `{data.name}` enrolled; {len(good)} other good and "
         f"{len(bad)} defective ones inspected; {told}.",
         "Radius: the largest distance (0 to 2) of a dropped token to a kept one, per tap.",
-        f"INT8 memory: an INT8 product of this size is {gain:.2f}x an FP32 one here, before "
-        f"quantising queries and exact re-ranking{pays}",
+        f"INT8 memory: an INT8 product of this size is {gain:.2f}x an FP32 one here. Behind a "
+        f"coreset of 4 that could save at most {bound:.0%} of a frame, before quantising queries "
+        "and exact re-ranking: not built.",
     ]
     title = "A bank of many good parts: accuracy of its coreset"
     publish(
