@@ -134,7 +134,7 @@ def ledger_figures(ledger: Ledger, parts: int) -> dict:
 
 
 LINE = """
-import json, sys, time, zmq
+import json, secrets, sys, time, zmq
 ctl_address, pub_address = sys.argv[1:3]
 count, rate = int(sys.argv[3]), float(sys.argv[4])
 context = zmq.Context()
@@ -144,12 +144,12 @@ ctl.send(json.dumps({"cmd": "HELLO", "rid": "h", "client": "bench"}).encode())
 session = json.loads(ctl.recv())["session"]
 time.sleep(0.3)
 poller = zmq.Poller(); poller.register(sub, 1); poller.register(ctl, 1)
-sent, heard, answered = {}, {}, {}
+sent, heard, answered, boot = {}, {}, {}, secrets.token_hex(4)
 begin, number = time.monotonic(), 0
 while len(heard) < count and time.monotonic() < begin + count / rate + 20:
     due = begin + number / rate
     if number < count and time.monotonic() >= due:
-        trigger = f"{number + (1 << 40):016x}"
+        trigger = f"{boot}{number:08x}"
         sent[trigger] = time.monotonic_ns()
         ctl.send(json.dumps({"cmd": "TRIGGER", "rid": str(number), "session": session,
                              "trigger_id": trigger}).encode())

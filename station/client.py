@@ -303,6 +303,10 @@ class Client:
 
 
 def _keep_alive(socket: zmq.Socket) -> None:
+    # A full queue would stop libzmq's reading, PONGs included: the connection is given up, made
+    # anew, and then libzmq 4.3.5 aborts the process (assertion `_input_stopped`). So no limit here:
+    # the station's own queue for us has one.
+    socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)

@@ -1,8 +1,11 @@
 """A fast station for the tests of ledger and bus: real ledger, real bus, an engine that answers
 at once (or as late, or never, as a test wants). A test double: it lives only here."""
 
+import json
 import threading
 import time
+
+import zmq
 
 from station.bus import Bus, BusConfig
 from station.ledger import Duplicate, Ledger
@@ -16,7 +19,7 @@ def opening(trigger_id=None, **changes):
     fields = {
         "trigger_id": trigger_id or new_id(),
         "received_ns": time.monotonic_ns(),
-        "deadline_ms": 1000,
+        "deadline_ms": 60_000,  # a busy test machine must not decide a verdict
         "t_trigger_us": time.time_ns() // 1000,
         "threshold": 0.5,
         "recipe": "test",
@@ -35,6 +38,29 @@ def draft(trigger_id, score=0.1, **changes):
         "threshold": 0.5,
     }
     return ResultDraft(**(fields | changes))
+
+
+def subscriber(address, *topics):
+    """A bare SUB socket whose subscriptions are known to be active: a status has come through
+    the one that was sent last."""
+    sub = zmq.Context.instance().socket(zmq.SUB)
+    sub.linger = 0
+    for name in topics:
+        sub.subscribe(name)
+    station = b"/".join(topics[0].split(b"/")[:3]) + b"/"
+    sub.subscribe(station + b"status/")
+    sub.connect(address)
+    sub.recv_multipart()
+    sub.unsubscribe(station + b"status/")
+    return sub
+
+
+def next_of(sub, stream):
+    """The next body of a stream as bytes, passing over others."""
+    while True:
+        data = sub.recv_multipart()[1]
+        if json.loads(data)["stream"] == stream:
+            return data
 
 
 class FastStation:
@@ -75,7 +101,7 @@ class FastStation:
             part_id=command.part_id,
             session=reply.session,
             received_ns=reply.received_ns,
-            deadline_ms=command.deadline_ms or 1000,
+            deadline_ms=command.deadline_ms or 60_000,
         )
         self.ledger.open_part(part).add_done_callback(lambda done: self._opened(done, reply))
 
