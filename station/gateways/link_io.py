@@ -63,6 +63,8 @@ class Sockets:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
             socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
+            # libzmq 4.3.5 aborts the process when a queue that is full meets a heartbeat's timeout.
+            socket.setsockopt(zmq.RCVHWM, 0)
             apply_identity(socket, identity)
         # Triggers wait for nobody: without a connection they are refused, not queued for later.
         self.ctl.setsockopt(zmq.IMMEDIATE, 1)
