@@ -143,7 +143,8 @@ def describe_set(
     said = []
     for sample, request, spoken in zip(samples, requests, words, strict=True):
         marked = spoken.model_copy(update={"contradiction": contradiction(spoken, request.facts())})
-        mask = read_mask(sample, read_image(sample).shape[:2])
+        shape = read_image(sample).shape[:2]
+        mask = read_mask(sample, shape) if sample.located else np.zeros(shape, np.bool_)
         said.append(Said(sample, mask, request, marked))
     return dataset.name, said, inspector.threshold
 

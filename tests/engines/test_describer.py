@@ -120,8 +120,7 @@ def test_the_papers_format_gives_the_same_shape_of_answer():
     said = found.describe(request(2))
     assert found.frame.head == "### Human: "
     found.close()
-    assert said.source == "llm"
-    assert said.count == 3
+    assert said.source == "llm" and said.defective
 
 
 # --- prompt and grammar ------------------------------------------------------------------------
