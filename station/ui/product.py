@@ -43,12 +43,15 @@ class Products:
         return told
 
     def references(self, name: str) -> list[str]:
-        """File names of the recipe's references, sorted."""
+        """File names of the pictures in the recipe's memory, sorted (not those held out)."""
         folder = self._folder(name)
         if folder is None or not (folder / "references").is_dir():
             return []
-        files = (folder / "references").iterdir()
-        return sorted(p.name for p in files if p.suffix.lower() in PICTURES)
+        files = {p.name for p in (folder / "references").iterdir() if p.suffix.lower() in PICTURES}
+        shots = _json(folder / "calibration.json").get("shots")
+        if isinstance(shots, list):
+            files &= {shot.get("file", "") for shot in shots if isinstance(shot, dict)}
+        return sorted(files)
 
     def reference(self, name: str, file: str) -> Path | None:
         """The path of a reference, None when the recipe has no such file."""

@@ -211,6 +211,14 @@ def test_references_are_listed_served_flagged_and_found(ui, tmp_path):
     assert products.nearest("disc", b"no picture") is None
 
 
+def test_only_pictures_in_the_memory_are_shown_not_those_held_out(tmp_path):
+    folder = uistation.make_recipe(tmp_path)
+    told = {"shots": [{"file": "good-02.png"}, {"file": "good-04.png"}]}
+    (folder / "calibration.json").write_text(json.dumps(told))
+    products = Products(tmp_path, None, tmp_path / "flags.json")
+    assert products.references("disc") == ["good-02.png", "good-04.png"]
+
+
 @pytest.mark.parametrize(
     "path",
     [
