@@ -76,7 +76,7 @@ class Home:
         command = self.station("enroll", "--recipe", name, "--normals", str(self.frames))
         subprocess.run(
             [*command, "--shots", "4"], env=self.env, cwd=self.folder, check=True,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
 
@@ -89,7 +89,9 @@ def start(home: Home) -> tuple[subprocess.Popen, float, float]:
     sub.connect(f"tcp://127.0.0.1:{home.pub}")
     source = ("--source", str(home.frames), "--loop", "--fps", "5", "--recipe", "first")
     begin = time.monotonic()
-    process = subprocess.Popen(home.station("run", *source), env=home.env, cwd=home.folder)
+    process = subprocess.Popen(
+        home.station("run", *source), env=home.env, cwd=home.folder, stdout=subprocess.DEVNULL
+    )
     first = None
     try:
         while time.monotonic() - begin < DEADLINE_S:
