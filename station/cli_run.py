@@ -35,12 +35,14 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
     signals = Signals(daemon, config)
     signals.install()
     daemon.start()
-    _say_where(daemon)
-    daemon.wait()
-    if not daemon.asked_to_stop:
-        daemon.drain_words(_WORDS_S, _tell_words())
-    interrupted = daemon.asked_to_stop
-    outcome = daemon.close()
+    try:
+        _say_where(daemon)
+        daemon.wait()
+        if not daemon.asked_to_stop:
+            daemon.drain_words(_WORDS_S, _tell_words())
+        interrupted = daemon.asked_to_stop
+    finally:
+        outcome = daemon.close()
     if outcome.totals.parts or not interrupted:
         print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
     sys.stdout.flush()

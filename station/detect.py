@@ -59,6 +59,8 @@ class DetectorThread:
 
     def fault(self) -> str | None:
         """Why the engine is not ready, or None."""
+        if not self._thread.is_alive() and self._thread.ident is not None:
+            return "the detector thread has ended"
         until = self._until_ns
         if until and time.monotonic_ns() > until:
             return f"the engine has not answered for {(time.monotonic_ns() - until) / 1e9:.1f} s"

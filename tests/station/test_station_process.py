@@ -373,3 +373,16 @@ def test_systemd_is_told_ready_watchdog_and_stopping(home, tmp_path):
             heard.append(systemd.recv(4096))
         process.communicate(timeout=20)
     assert any(m.startswith(b"READY=1") for m in heard)
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_stop_the_station(home):
+    parts_folder(home.folder / "in", 12)
+    for number in range(6):
+        (home.folder / "in" / f"bad{number}.jpg").write_text("not a picture: one log line each")
+    process = home.start("run", "--source", "in", "--recipe", "disc")
+    process.stderr.close()
+    process.stdout.close()
+    process.wait(120)
+    rows = [json.loads(b) for b in ledger_bodies(home.folder / "var" / "ledger.db")]
+    assert len(rows) == 18
+    assert {r["reason"] for r in rows} <= {"camera", "score", "implausible_frame"}
