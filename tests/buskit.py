@@ -63,6 +63,28 @@ def next_of(sub, stream):
             return data
 
 
+class Jitter:
+    """How late this machine wakes a thread, sampled while a test runs: what a bound in
+    milliseconds must allow for where other work holds the cores. `p99_ms` after the block."""
+
+    def __enter__(self):
+        self.p99_ms, self._late, self._stop = 0.0, [], threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def _sample(self):
+        while not self._stop.is_set():
+            begin = time.perf_counter()
+            time.sleep(0.001)
+            self._late.append((time.perf_counter() - begin) * 1e3 - 1.0)
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self.p99_ms = sorted(self._late)[int(len(self._late) * 0.99)]
+
+
 class FastStation:
     """Ledger, bus and an instant engine. `infer_s` delays the answer, `in_flight` bounds parts."""
 

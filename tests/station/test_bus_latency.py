@@ -2,6 +2,7 @@
 parts a second, with triggerer and listener in a process of their own."""
 
 import pytest
+from buskit import Jitter
 
 from benchmarks.bus import bus_figures, fsync_times, percentiles
 from station.ledger import Ledger
@@ -13,12 +14,15 @@ def test_a_verdict_is_published_soon_after_the_answer(tmp_path):
     try:
         for _ in range(3):  # other work on a test machine may spoil a run, not three
             before = fsync_times(tmp_path, 150)
-            figures = bus_figures(ledger, 300, 100.0)
+            with Jitter() as jitter:
+                figures = bus_figures(ledger, 300, 100.0)
             disk = percentiles(before + fsync_times(tmp_path, 150))
             published = figures["published_after_answer"]
             print(f"published after the answer: {published}; fsync of this disk: {disk}")
+            print(f"this scheduler wakes up to {jitter.p99_ms:.2f} ms late")
             assert figures["parts"] == 300, "each verdict was heard"
-            if published["p99_ms"] <= 1.5 + disk["p99_ms"]:
+            # Answer -> writer -> bus -> listener: four wake-ups, next to nothing where it is idle.
+            if published["p99_ms"] <= 1.5 + disk["p99_ms"] + 4 * jitter.p99_ms:
                 return
     finally:
         ledger.close()
