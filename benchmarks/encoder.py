@@ -122,9 +122,9 @@ def main() -> None:
     rows += [{**r, "what": r["what"].strip(), "times eager": None} for r in rows_of("", whole)]
     notes = [
         "'times eager' is the median over the rounds of the ratio inside one round.",
-        "INT8 quantises the linear layers of the transformer only. Issue 3 hopes for 2.7x eager "
-        "on `paper`; that needs VNNI: on a CPU with AVX2 alone INT8 products reach at most about "
-        "twice FP32's rate, and FP32 (eager and ONNX Runtime alike) already runs near its peak.",
+        "INT8 quantises the linear layers of the transformer only. Other programs on the machine "
+        "slow PyTorch eager more than ONNX Runtime (see the load above): read the ratios on an "
+        "idle machine.",
     ]
     plot = bar_plot("encoder", {r["what"]: r["median ms"] for r in rows}, "ms per tile", log=True)
     publish(Report("encoder", "Encoder and detector", rows, notes, args.threads, plot=plot))

@@ -57,9 +57,12 @@ def _quantise(source: Path, target: Path, scheme: Scheme, feeds: Iterator[dict[s
 
     class Feeds(q.CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            return next(feeds, None)
+            given = next(feeds, None)
+            return given and {k: v for k, v in given.items() if k in wanted}
 
-    chosen, rest = linear_nodes(onnx.load(source))
+    plain = onnx.load(source)
+    wanted = {i.name for i in plain.graph.input}  # an encoder alone takes only the tiles
+    chosen, rest = linear_nodes(plain)
     common: dict[str, Any] = {
         "op_types_to_quantize": ["MatMul"],
         "nodes_to_quantize": chosen,
