@@ -26,4 +26,6 @@ def test_a_verdict_is_published_soon_after_the_answer(tmp_path):
                 return
     finally:
         ledger.close()
+    if jitter.p99_ms > 20:
+        pytest.skip(f"threads wake {jitter.p99_ms:.0f} ms late: too busy to measure milliseconds")
     pytest.fail("three times later than 1.5 ms and an fsync")
