@@ -106,7 +106,7 @@ near = st.builds(
     st.sampled_from([0, 7, 8]),
     st.sampled_from([0.0, 499.0, 500.0, 501.0]),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_the_documents_rule_and_the_codes_rule_agree(words, changes, part, age):
     for address, value in changes:
         if address < len(words):
@@ -169,6 +169,7 @@ def test_the_bare_isp_client_is_told_when_the_station_is_not_ready(station):
     client.socket.close(0)
 
 
+@pytest.mark.slow  # asyncua takes seconds to start; test_opcua.py has the same by default
 def test_the_opc_ua_client_of_the_document_inspects_a_part(station):
     pytest.importorskip("asyncua")
     from station.gateways.link_io import StationAddress
