@@ -67,6 +67,7 @@ def check_many(describer, count):
     return [c for c in found if c]
 
 
+@pytest.mark.timeout(900)
 def test_fifty_descriptions_are_valid_and_agree_with_the_map(describer):
     assert len(check_many(describer, 50)) <= 1
 
