@@ -223,7 +223,7 @@ def main() -> None:
     gain = int8_gain(options.threads)
     told = f"{detector.entry.file} on {detector.runtime}; weights: {bundle.manifest.trained}"
     share = next(r["memory / rest"] for r in costs if r["memory"] == "coreset of 4")
-    bound = share / (1 + share) * (1 - 1 / gain)
+    bound = max(0.0, share / (1 + share) * (1 - 1 / gain))
     notes = [
         f"{len(normals)} good parts of `{data.name}` enrolled; {len(good)} other good and "
         f"{len(bad)} defective ones inspected; {told}.",
@@ -238,7 +238,7 @@ def main() -> None:
             "coreset", title, accuracy, notes, options.threads, {"gain": gain}, plot_of(accuracy)
         )
     )
-    title = f"A bank of {MANY} good parts: cost per frame"
+    title = f"A bank of {many.taps[0].shape[1]} good parts: cost per frame"
     told += ". The promise: `bank` through its coreset costs less than the encoder."
     publish(Report("coreset.cost", title, costs, [told], options.threads, timings))
 
