@@ -82,6 +82,8 @@ def _run(out: Path, parts: DemoSet) -> None:
     _say("3/3  What the labels say")
     seen = _read(out, batch)
     _table(seen)
+    if parts.remark:
+        console.print(f"[dim]{parts.remark}[/dim]")
     sheet = out / "contact_sheet.png"
     _sheet(out, seen, sheet)
     _what_next(out, sheet)

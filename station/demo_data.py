@@ -36,6 +36,7 @@ class DemoSet:
     phrases: tuple[str, ...]
     normals: tuple[Part, ...]
     batch: tuple[Part, ...]
+    remark: str = ""
 
 
 def solar_cells() -> DemoSet:
@@ -59,8 +60,11 @@ def solar_cells() -> DemoSet:
     return _draw(
         "solar cells (elpv-dataset, electroluminescence photographs)",
         "solar cell",
-        ("solar cell with a crack", "solar cell with a dark inactive area"),
+        ("{} with a crack", "{} with a dark inactive area"),
         parts,
+        remark="Solar cells are a kind the shipped nano model never saw in training: all it knows of "
+        "them are the good parts above.\nWhich parts it was trained on, and how good it is: "
+        "engines/bundles/nano/MODEL_CARD.md, docs/evaluation.md",
     )
 
 
@@ -103,6 +107,7 @@ def _draw(
     phrases: tuple[str, ...],
     parts: Sequence[Part],
     shown: Sequence[Part] = (),
+    remark: str = "",
 ) -> DemoSet:
     """Seeded: good parts to show, then a mixed batch that shares none of them."""
     rng = random.Random(42)
@@ -120,7 +125,7 @@ def _draw(
         )
     batch = good[:BATCH_GOOD] + bad[:BATCH_BAD]
     rng.shuffle(batch)
-    return DemoSet(title, noun, phrases, tuple(shown[:GOOD_PARTS]), tuple(batch))
+    return DemoSet(title, noun, phrases, tuple(shown[:GOOD_PARTS]), tuple(batch), remark)
 
 
 def link(parts: Sequence[Part], into: Path) -> dict[str, Part]:
