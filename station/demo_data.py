@@ -63,7 +63,7 @@ def solar_cells() -> DemoSet:
         ("{} with a crack", "{} with a dark inactive area"),
         parts,
         remark="Solar cells are a kind the shipped nano model never saw in training: all it "
-        "knows of them are the good parts above.\nWhich parts it was trained on, and how good it is: "
+        "knows of them are the good parts above.\nIts training and its figures: "
         "engines/bundles/nano/MODEL_CARD.md, docs/evaluation.md",
     )
 
