@@ -230,6 +230,17 @@ def stem_features(model: SpgddGpt, tiles: NDArray[np.uint8]) -> NDArray[np.float
     return np.asarray(found.contiguous().half().numpy())
 
 
+def frozen_stem() -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Tiles u8 (N,240,240,3) -> frozen EfficientNet-Lite0 features f32 (N,272,15,15)."""
+    model = SpgddGpt.create("nano").eval()
+
+    def features(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        parts = [stem_features(model, tiles[i : i + BATCH]) for i in range(0, len(tiles), BATCH)]
+        return np.concatenate(parts).astype(np.float32)
+
+    return features
+
+
 def contact_sheet(source: Iterator[Record], count: int = 48, side: int = 120) -> NDArray[np.uint8]:
     """BGR sheet of the first `count` pictures with their labels in red, to look at."""
     cells = []

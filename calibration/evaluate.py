@@ -183,20 +183,6 @@ def open_set(name: str) -> Dataset:
     return elpv_dataset() if name == "elpv" else load_dataset(Path(name))
 
 
-def stem_of() -> Any:
-    """Frozen EfficientNet-Lite0 features f32 (N,272,15,15) of tiles, as the baselines use them."""
-    from calibration.corpus import BATCH, stem_features
-    from export.model import SpgddGpt
-
-    model = SpgddGpt.create("nano").eval()
-
-    def features(tiles: NDArray[np.uint8]) -> F32:
-        parts = [stem_features(model, tiles[i : i + BATCH]) for i in range(0, len(tiles), BATCH)]
-        return np.concatenate(parts).astype(np.float32)
-
-    return features
-
-
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All sets; the JSON's content."""
     bundle = load_bundle(args.bundle)
@@ -220,7 +206,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         if args.ablations:
             entry["ablations"] = ablations(case, dataset, run, 1)
         if args.baselines:
-            entry["baselines"] = baselines(case, dataset, stem_of(), args.shots, args.runs)
+            from calibration.corpus import frozen_stem  # torch, for the baselines alone
+
+            entry["baselines"] = baselines(case, dataset, frozen_stem(), args.shots, args.runs)
         report["sets"][case.name] = entry
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)

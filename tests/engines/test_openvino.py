@@ -48,8 +48,8 @@ def test_answers_are_those_of_onnx_runtime(bundle, mode):
         detector.bind(Memory(tuple(t[None].copy() for t in taps)), anchors)
         answers.append((first, detector.run(tiles[2:])))
     for ours, theirs in zip(*answers, strict=True):
-        for name in OUTPUTS:
-            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=2e-5)
+        for name in OUTPUTS:  # the gate's 1e-4: a square root near 0 magnifies rounding
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-4)
         for a, b in zip(ours.tokens, theirs.tokens, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
