@@ -345,9 +345,10 @@ class Daemon:
         self.flow.fail_open(Reason.RESTART, "the station was stopped")
         self.flow.wait_empty(0.3)
         self.detector.stop()
-        words = self._describe.stats() if self._describe else None
         if self._describe is not None:
             self._describe.stop(0.2)
+        # After the stop: what still waited is counted among the dropped.
+        words = self._describe.stats() if self._describe else None
         for lane in self.lanes.values():
             lane.join(0.2)
             lane.source.close()

@@ -12,6 +12,7 @@ ResultEvaluation is 1 (OK) in the answer to its own call, or in the event with i
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from station.gateways.registers import Code
 from station.gateways.watch import ResultWatch
 from station.schema import Result, hex64
 from station.schema_ctl import Kind
+
+log = logging.getLogger("station.gateways.opcua")
 
 REMEMBERED = 10_000  # results GetResultById can answer; older ones are in the station's ledger
 CYCLE_S = 0.1
@@ -244,7 +247,12 @@ class OpcuaGateway:
             seen = await self._events.get()
             for name, value in seen.fields.items():
                 setattr(self._generator.event, name, value)
-            await self._generator.trigger(message=seen.fields["ResultEvaluationDetails"])
+            try:
+                await self._generator.trigger(message=seen.fields["ResultEvaluationDetails"])
+            except Exception:
+                # One client's broken subscription must not end the events of all the others;
+                # GetResultById still answers for this one.
+                log.exception("the event of result %s could not be sent to all", seen.result_id)
 
     async def _cycle(self) -> None:
         from asyncua import ua
