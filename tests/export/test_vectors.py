@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference model needs torch")
 
+from export.model import SpgddGpt  # noqa: E402
 from export.model.adapter import Score, upsample  # noqa: E402
 from export.model.memory import match  # noqa: E402
 from export.model.tddf import delta_d, tddf_loss, tddf_loss_literal  # noqa: E402
@@ -142,3 +143,15 @@ def test_bilinear_row():
         torch.tensor([[[[0.0, 1, 2]]]]), size=(1, 6), mode="bilinear", align_corners=False
     )
     close(row[0, 0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
+
+
+@pytest.mark.parametrize(
+    "grey,expected",
+    [(0, [-1.792263, -1.752097, -1.480220]), (255, [1.930336, 2.074884, 2.145897])],
+)
+def test_black_and_white_pixels_as_the_tower_sees_them(grey, expected):
+    tiles = torch.full((1, 240, 240, 3), grey, dtype=torch.uint8)
+    pixels = SpgddGpt.create("nano").normalise(tiles)
+    assert pixels.shape == (1, 3, 240, 240)
+    for channel, value in enumerate(expected):
+        close(pixels[0, channel], value)
