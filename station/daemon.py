@@ -313,6 +313,7 @@ class Daemon:
         """Block until stop is asked for or every source has ended and been judged."""
         while not self.asked_to_stop and not self.stopping.is_set():
             if self.ended.is_set() and self.flow.wait_empty(_POLL_S):
+                self.flow.settle(1.0)
                 return
             time.sleep(_POLL_S)
 
@@ -344,6 +345,7 @@ class Daemon:
         self.flow.wait_empty(_STOP_S)
         self.flow.fail_open(Reason.RESTART, "the station was stopped")
         self.flow.wait_empty(0.3)
+        self.flow.settle(0.2)
         self.detector.stop()
         if self._describe is not None:
             self._describe.stop(0.2)

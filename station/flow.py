@@ -12,6 +12,7 @@ from concurrent.futures import Future
 
 import structlog
 
+from engines.errors import LedgerError
 from station.inspection import Judged, Product, refuse
 from station.ledger import Ledger
 from station.ledger_types import Committed, Duplicate, PartHandle
@@ -208,6 +209,19 @@ class Flow:
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until every open part has its verdict; whether that happened in time."""
         return self.wait_below(1, timeout_s)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until `on_done` was called for every verdict written so far; whether in time.
+
+        A place is free before the RESULT is out (`on_row`), so an empty flow alone does not say
+        that the last parts have reached the summary, the recorder and the describer.
+        """
+        try:
+            self.ledger.latest(Stream.RESULT).result(timeout_s)  # behind them in the writer thread
+        except (TimeoutError, LedgerError) as error:
+            log.warning("not_settled", error=str(error))
+            return False
+        return True
 
     def wait_below(self, count: int, timeout_s: float) -> bool:
         """Wait until fewer than `count` parts are open."""

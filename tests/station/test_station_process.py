@@ -237,7 +237,7 @@ def test_replay_gives_the_same_table_and_leaves_the_ledger_alone(home):
     parts_folder(home.folder / "in", 10)
     done = home.run("replay", "in", "--recipe", "disc")
     assert done.returncode == 0, done.stderr
-    assert "parts │ 10" in done.stdout
+    assert "parts │ 10" in done.stdout, done.stdout + done.stderr
     assert not (home.folder / "var" / "ledger.db").exists()
 
 
