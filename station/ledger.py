@@ -320,9 +320,10 @@ class Ledger:
             self._fault = f"{type(error).__name__}: {error}"
             return
         log.warning("the ledger %s can be written again", self.path)
-        self._parts, self._lost, self._fault = alive, set(), None
+        self._parts, self._lost = alive, set()
         self._cursors = self._store.cursors()
         self._take_over(group)
+        self._fault = None  # healthy only once every healed verdict was heard
 
     def _delete_batch(self, stream: str, older_than_us: int) -> int:
         acked = [seqs[stream] for seqs in self._cursors.values() if stream in seqs]
