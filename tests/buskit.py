@@ -172,3 +172,34 @@ class FastStation:
     def stop(self):
         self.bus.stop()
         self.ledger.close()
+
+
+class Raw:
+    def __init__(self, address, kind=zmq.DEALER):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(kind)
+        self.socket.linger = 0
+        self.socket.connect(address)
+        self.session, self.count = None, 0
+
+    def __enter__(self):
+        self.session = self.ask(cmd="HELLO", client="raw")[0]["session"]
+        return self
+
+    def __exit__(self, *_):
+        self.context.destroy(0)
+
+    def send(self, **fields):
+        self.count += 1
+        request = {"rid": str(self.count), "session": self.session} | fields
+        self.socket.send(json.dumps({k: v for k, v in request.items() if v is not None}).encode())
+
+    def receive(self, timeout_s=15.0):
+        if not self.socket.poll(int(timeout_s * 1000)):
+            return None
+        frames = self.socket.recv_multipart()
+        return [json.loads(frames[0]), *frames[1:]]
+
+    def ask(self, **fields):
+        self.send(**fields)
+        return self.receive()

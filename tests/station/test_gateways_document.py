@@ -28,7 +28,7 @@ from station.gateways.registers import (
 )
 from station.schema_ctl import MAX_PAGE, Kind
 from tests.station.gatekit import ROOT, ScriptedStation, truth, wait_for
-from tests.station.test_modbus import gateway
+from tests.station.modbuskit import gateway
 
 TEXT = (ROOT / "docs" / "integrator.md").read_text()
 FENCES = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)

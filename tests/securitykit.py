@@ -1,0 +1,31 @@
+"""What the tests of strangers and keys share: a connection, bytes on the wire, the audit log."""
+
+import json
+import socket
+from pathlib import Path
+
+from station.client import Client
+
+
+def connect(station, key: Path | None, **more):
+    return Client(station.bus.ctl_address, station.bus.pub_address, keys=key, **more)
+
+
+def audit_lines(keys):
+    return [json.loads(line) for line in (keys / "audit.jsonl").read_text().splitlines()]
+
+
+def noise(address, data):
+    host, port = address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port)), timeout=2) as connection:
+        try:
+            connection.sendall(data)
+            connection.settimeout(0.2)
+            return connection.recv(4096)
+        except OSError:
+            return b""
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00"
+NULL_GREETING = GREETING + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
