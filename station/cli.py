@@ -66,6 +66,9 @@ def run(
     watch: Annotated[bool | None, typer.Option("--watch", help="Wait for new files.")] = None,
     bundle: Annotated[str | None, typer.Option(help="nano, or the path of a bundle.")] = None,
     ledger: LedgerOption = None,
+    record: Annotated[
+        str | None, typer.Option(help="all, or rejects (and one OK in record.every_ok): as MCAP.")
+    ] = None,
 ) -> None:
     """Inspect: every frame or trigger becomes a part with one verdict."""
     from station.cli_run import overrides
@@ -76,7 +79,11 @@ def run(
         source__spec=_spec(camera, source), recipe__name=recipe, trigger__by=trigger,
         trigger__deadline_ms=deadline_ms, source__fps=fps, source__loop=loop,
         source__watch=watch, engine__bundle=bundle, ledger__path=ledger,
+        record__enabled=None if record is None else True,
+        record__every_ok=1 if record == "all" else None,
     )  # fmt: skip
+    if record not in (None, "all", "rejects"):
+        raise UsageError(f"--record {record}: say all or rejects")
     if camera is not None and camera.isdigit():
         typer.echo(f"camera {camera}: numbers move; /dev/v4l/by-id/... stays", err=True)
     raise typer.Exit(run_daemon(load_settings(config, given), config))
@@ -88,18 +95,24 @@ def replay(
     recipe: RecipeOption = None,
     threshold: Annotated[float | None, typer.Option(help="Judge with this one instead.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the recording.")] = False,
+    speed: Annotated[
+        float, typer.Option(min=0.0, help="1 = as recorded, 2 = twice as fast, 0 = no waiting.")
+    ] = 0.0,
     words: Annotated[bool, typer.Option("--words", help="Describe parts, too.")] = False,
     bundle: Annotated[str | None, typer.Option(help="nano, or the path of a bundle.")] = None,
     config: Config = None,
 ) -> None:
     """The same daemon over recorded frames: the same verdicts and scores every time."""
     from station.cli_run import overrides
-    from station.cli_run import replay as replay_daemon
+    from station.replay import replay as replay_daemon
     from station.settings import load_settings
 
     given = overrides(recipe__name=recipe, engine__bundle=bundle)
     settings = load_settings(config, given)
-    raise typer.Exit(replay_daemon(settings, path, verify=verify, threshold=threshold, words=words))
+    code = replay_daemon(
+        settings, path, verify=verify, threshold=threshold, words=words, speed=speed
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

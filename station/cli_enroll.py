@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engines.errors import RecipeError, SourceError, UsageError
 from station.logs import set_up
-from station.settings import Settings
+from station.settings import Settings, SourceSettings
 from station.sources.base import EndOfSource, Source, open_source
 from station.sources.decode import decoded
 
@@ -49,7 +49,7 @@ def enroll(settings: Settings, wanted: Wanted) -> None:
 
     set_up(settings.log)
     args = _args(wanted, settings)
-    source = open_source(settings.source.spec, settings.source)
+    source = open_source(settings.source.spec, once(settings.source))
     source.open()
     room = EngineRoom(settings)
     try:
@@ -66,6 +66,18 @@ def enroll(settings: Settings, wanted: Wanted) -> None:
     finally:
         source.close()
     _tell(report, wanted.name)
+
+
+def once(source: SourceSettings) -> SourceSettings:
+    """The line's source settings for a folder that is read once: no loop, no watch, no pace.
+
+    Otherwise the `loop` of a rehearsal in station.toml would let an enrolment never end. A camera
+    keeps its `fps`: there it is asked of the device.
+    """
+    files = Path(source.spec).exists() and not source.spec.startswith("/dev/")
+    return source.model_copy(
+        update={"loop": False, "watch": False} | ({"fps": 0.0} if files else {})
+    )
 
 
 def confirm(settings: Settings, name: str, normals: Path) -> None:

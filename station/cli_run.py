@@ -1,14 +1,13 @@
-"""`station run` and `station replay`: one daemon in this process until it ends or is told to."""
+"""`station run`: one daemon in this process until it ends or is told to."""
 
 import os
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from engines.errors import SourceError, StationError, UsageError, VerifyMismatch
+from engines.errors import SourceError, StationError
 from station.daemon import Daemon
 from station.logs import set_up
 from station.options import Options
@@ -115,65 +114,3 @@ class Signals:
         set_up(fresh.log)
         keys = self._daemon.bus.reload_keys() if self._daemon.settings.bus.curve else 0
         self._daemon.event("reloaded", "info", f"{keys} client keys, log level {fresh.log.level}")
-
-
-def replay(
-    settings: Settings,
-    path: Path,
-    *,
-    verify: bool = False,
-    threshold: float | None = None,
-    words: bool = False,
-) -> int:
-    """The same daemon over a recorded source, its own ledger, free ports, no deadline that strikes.
-
-    `threshold` replaces the recipe's. Exit 7 with a table when `verify` finds other verdicts or
-    scores than were recorded.
-    """
-    with tempfile.TemporaryDirectory(prefix="station-replay-") as folder:
-        changed = settings.model_copy(
-            update={
-                "ledger": settings.ledger.model_copy(update={"path": Path(folder) / "ledger.db"}),
-                "bus": settings.bus.model_copy(update=_ports(settings)),
-                "source": settings.source.model_copy(update={"spec": str(path)}),
-                "cameras": {},
-                "record": settings.record.model_copy(update={"enabled": False}),
-                "archive": settings.archive.model_copy(update={"enabled": False}),
-                "describe": settings.describe.model_copy(update={"enabled": words}),
-                "metrics": settings.metrics.model_copy(update={"port": 0}),
-                "trigger": settings.trigger.model_copy(update={"mode": "auto", "by": "auto"}),
-            }
-        )
-        options = Options(simulated=True, threshold=threshold)
-        if not verify:
-            return run(changed, None, options)
-        return _verified(changed, path, options)
-
-
-def _ports(settings: Settings) -> dict[str, Any]:
-    """Free ports unless the caller chose some: the live station keeps the usual ones."""
-    default = type(settings.bus)()
-    return {
-        "pub_port": 0 if settings.bus.pub_port == default.pub_port else settings.bus.pub_port,
-        "ctl_port": 0 if settings.bus.ctl_port == default.ctl_port else settings.bus.ctl_port,
-    }
-
-
-def _verified(settings: Settings, path: Path, options: Options) -> int:
-    from station.verify import Verifier
-
-    verifier = Verifier(what_if=options.threshold is not None)
-    options.listeners.append(verifier.part)
-    code = run(settings, None, options)
-    if verifier.compared == 0:
-        raise UsageError(f"{path}: holds no recorded verdicts to verify against")
-    changes = ", ".join(f"{count} {change}" for change, count in sorted(verifier.changes.items()))
-    print(
-        f"verified {verifier.compared} parts: {verifier.differing} differ"
-        + (f" ({changes})" if changes else "")
-    )
-    if verifier.differences:
-        verifier.print_table()
-        said = f"{verifier.differing} of {verifier.compared} parts differ from the recording"
-        raise VerifyMismatch(f"{path}: {said}")
-    return code

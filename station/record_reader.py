@@ -120,6 +120,11 @@ class McapSource:
             if reader.loss is not None:
                 self.losses[file.name] = reader.loss
 
+    @property
+    def recipe(self) -> str | None:
+        """The recipe of the next part's recorded verdict; None without one."""
+        return self._held[1].get("recipe") if self._held else None
+
     def read(self, timeout_s: float) -> Frame | None:
         """The next part's frame; None while its recorded pause lasts; EndOfSource at the end."""
         if self._held is None:
