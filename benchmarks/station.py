@@ -1,6 +1,6 @@
 """The whole station against the sum of its parts: frames a second, latency, memory.
 
-    python -m benchmarks.station [--seconds 6] [--rounds 5] [--soak 120] [--threads 2]
+    python -m benchmarks.station [--seconds 6] [--rounds 5] [--soak 120] [--threads 2] [--workers 2]
 
 Frames are magnetic tiles of ../shared/data/mt where they are at hand, else made here. The bare
 engine loop and the running daemon take turns in one process, so that what disturbs one disturbs
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from station.logs import set_up
 from station.schema import Opening, Reason, ResultDraft, Verdict, new_id
 from station.settings import Settings, load_settings
 from station.sources.base import Frame
+from station.wiring import engine_workers
 
 MT = ROOT.parent / "shared" / "data" / "mt"
 RECIPE = "bench"
@@ -54,7 +56,9 @@ def good_pictures(folder: Path, count: int) -> str:
     return f"{count} made textures of 400 x 300 px"
 
 
-def settings_in(home: Path, frames: Path, threads: int, **source: object) -> Settings:
+def settings_in(
+    home: Path, frames: Path, args: argparse.Namespace, **source: object
+) -> Settings:
     """A station with ledger, bus, words and pictures as shipped, in a folder of its own."""
     empty = home / "empty.toml"
     empty.write_text("")
@@ -67,7 +71,7 @@ def settings_in(home: Path, frames: Path, threads: int, **source: object) -> Set
             "archive": {"folder": home / "archive"},
             "source": {"spec": str(frames), "loop": True, **source},
             "recipe": {"name": RECIPE, "root": home / "recipes"},
-            "engine": {"threads": threads},
+            "engine": {"threads": args.threads, "workers": args.workers},
             "describe": {"backend": "template"},
             "log": {"level": "error", "format": "json"},
         },
@@ -85,13 +89,21 @@ def enrol(home: Path, frames: Path, threads: int) -> None:
     subprocess.run([*words, "--normals", str(frames)], cwd=home, env=env, check=True)
 
 
-def loop_fps(call: Callable[[int], object], seconds: float) -> float:
-    """Calls a second of `call(number)`."""
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
-        call(count)
-        count += 1
-    return count / (time.perf_counter() - begun)
+def loop_fps(call: Callable[[int], object], seconds: float, threads: int) -> float:
+    """Calls a second of `call(number)`, made by so many threads as the station has workers."""
+    begun, counts = time.perf_counter(), [0] * threads
+
+    def loop(thread: int) -> None:
+        while time.perf_counter() - begun < seconds:
+            call(counts[thread])
+            counts[thread] += 1
+
+    workers = [threading.Thread(target=loop, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - begun)
 
 
 @contextlib.contextmanager
@@ -211,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--soak", type=float, default=120.0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="engine.workers; 0 = as shipped")
     parser.add_argument("--paced", type=float, default=50.0, help="Frames a second, second run.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-station-") as folder:
@@ -222,17 +235,19 @@ def run(home: Path, args: argparse.Namespace) -> None:
     frames = home / "frames"
     what = good_pictures(frames, 200)
     enrol(home, frames, args.threads)
-    free = settings_in(home, frames, args.threads)
-    paced = settings_in(home, frames, args.threads, fps=args.paced)
+    free = settings_in(home, frames, args)
+    paced = settings_in(home, frames, args, fps=args.paced)
     set_up(free.log)
-    product = EngineRoom(free).product(RECIPE)
+    room, workers = EngineRoom(free), engine_workers(free)
+    room.callers = workers
+    product = room.product(RECIPE)
     files = sorted(frames.iterdir())
     ready = [prepared_of(path, product) for path in files[:32]]
     assert all(one.tiles is not None for one in ready), "a good part was refused"
     cost = stages(home, product, files)
     rounds = []
     for _ in range(args.rounds):
-        bare = loop_fps(lambda n: infer([ready[n % 32]], product), args.seconds)
+        bare = loop_fps(lambda n: infer([ready[n % 32]], product), args.seconds, workers)
         rounds.append({"bare_fps": bare, **station_run(free, args.seconds)})
     steady = station_run(paced, args.seconds * 2)
     gc.collect()

@@ -4,6 +4,7 @@ Intel boxes are the commonest edge machines. Which of the two is faster depends 
 so nothing here is preferred by name: `engines.negotiate` measures.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,21 @@ def openvino_info() -> RuntimeInfo:
 
 
 class OpenVinoSession:
-    """One compiled model and one infer request. Not thread-safe: one owner thread."""
+    """One compiled model; each calling thread has an infer request of its own.
 
-    def __init__(self, path: Path, threads: int = 0, precision: str = "fp32") -> None:
+    With `callers` > 1 the model has as many streams: with one stream their calls would queue.
+    """
+
+    def __init__(
+        self, path: Path, threads: int = 0, precision: str = "fp32", callers: int = 1
+    ) -> None:
         ov = _openvino()
         if ov is None:
             raise EngineError("openvino is not installed: pip install openvino (extra 'openvino')")
         settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(thread_count(threads)),
+            "PERFORMANCE_HINT": "LATENCY" if callers == 1 else "THROUGHPUT",
+            "NUM_STREAMS": str(callers),
+            "INFERENCE_NUM_THREADS": str(thread_count(threads) * callers),
             "INFERENCE_PRECISION_HINT": EXACT[precision.split("-", maxsplit=1)[0]],
             # Pinned workers fight with the camera and the ledger for one core while another idles.
             "ENABLE_CPU_PINNING": "NO",
@@ -61,22 +67,33 @@ class OpenVinoSession:
             # Names as the ONNX file has them: compiling adds those of fused inner nodes.
             self.inputs = tuple(port.any_name for port in model.inputs)
             self.outputs = tuple(port.any_name for port in model.outputs)
-            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+            self._model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1][:200]
             raise EngineError(f"{path} is not an engine OpenVINO can load: {last}") from error
         self._ov = ov
+        self._of_thread = threading.local()
         self._held: dict[str, Any] = {}
+        self._version = 0
 
-    def _set(self, name: str, value: Array) -> None:
+    def _tensor(self, value: Array) -> tuple[Array, Any]:
         # shared_memory: the request reads the array itself, so the array must outlive the call.
         array = np.require(value, requirements=["C", "W"])  # OpenVINO refuses read-only memory
-        self._held[name] = (array, self._ov.Tensor(array, shared_memory=True))
-        self._request.set_tensor(name, self._held[name][1])
+        return array, self._ov.Tensor(array, shared_memory=True)
 
     def bind(self, name: str, value: Array) -> None:
         """Set a constant input until it is bound again; the array must not change meanwhile."""
-        self._set(name, value)
+        self._held[name] = self._tensor(value)
+        self._version += 1
+
+    def _request(self) -> Any:
+        """The calling thread's request, with the constant inputs as they are now."""
+        mine = self._of_thread
+        if getattr(mine, "version", None) != self._version:
+            mine.request, mine.version = self._model.create_infer_request(), self._version
+            for name, (_, tensor) in self._held.items():
+                mine.request.set_tensor(name, tensor)
+        return mine.request
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run with the bound inputs and `feeds`; every output as an array of its own.
@@ -84,10 +101,12 @@ class OpenVinoSession:
         Raises EngineError when an input does not fit the graph.
         """
         try:
-            for name, value in feeds.items():
-                self._set(name, value)
-            self._request.infer()
+            request = self._request()
+            kept = {name: self._tensor(value) for name, value in feeds.items()}
+            for name, (_, tensor) in kept.items():
+                request.set_tensor(name, tensor)
+            request.infer()
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1][:200]
             raise EngineError(f"OpenVINO could not run the engine: {last}") from error
-        return {name: self._request.get_tensor(name).data.copy() for name in self.outputs}
+        return {name: request.get_tensor(name).data.copy() for name in self.outputs}

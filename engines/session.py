@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,7 +102,10 @@ def thread_count(threads: int = 0) -> int:
 
 
 class Session:
-    """An ONNX Runtime session whose constant inputs are bound once."""
+    """An ONNX Runtime session whose constant inputs are bound once. Several threads may run it.
+
+    Each calling thread has a binding of its own; weights and bound inputs are there once.
+    """
 
     def __init__(self, path: Path, runtime: str = "ort-cpu", threads: int = 0) -> None:
         import onnxruntime as ort
@@ -123,27 +127,36 @@ class Session:
             first = str(error).splitlines()[0][:200]
             raise EngineError(f"{path} is not an engine this runtime can load: {first}") from error
         self._ort, self._device = ort, "cuda" if cuda else "cpu"
-        self._binding = self._session.io_binding()
+        self._of_thread = threading.local()
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self._held: dict[str, Any] = {}
+        self._version = 0
 
     def bind(self, name: str, value: Array) -> None:
-        """Put a constant input on the device, until it is bound again."""
+        """Put a constant input on the device, until it is bound again. Not during a `run`."""
         array = np.asarray(value, order="C")
-        held = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
-        self._held[name] = held
-        self._binding.bind_ortvalue_input(name, held)
+        self._held[name] = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        self._version += 1
+
+    def _binding(self) -> Any:
+        """The calling thread's binding, with the constant inputs as they are now."""
+        mine = self._of_thread
+        if getattr(mine, "version", None) != self._version:
+            mine.binding, mine.version = self._session.io_binding(), self._version
+            for name, held in self._held.items():
+                mine.binding.bind_ortvalue_input(name, held)
+        return mine.binding
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run with the bound inputs and `feeds`; every output as an array of its own."""
+        binding = self._binding()
         for name, value in feeds.items():
-            self._binding.bind_cpu_input(name, np.asarray(value, order="C"))
+            binding.bind_cpu_input(name, np.asarray(value, order="C"))
         for name in self.outputs:
-            self._binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(self._binding)
-        values = self._binding.copy_outputs_to_cpu()
-        return dict(zip(self.outputs, values, strict=True))
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
 
 class AnySession(Protocol):
@@ -156,15 +169,22 @@ class AnySession(Protocol):
         """Set a constant input."""
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run with the bound inputs and `feeds`."""
+        """Run with the bound inputs and `feeds`; from any thread."""
 
 
 def open_session(
-    path: Path, runtime: str = "ort-cpu", threads: int = 0, precision: str = "fp32"
+    path: Path,
+    runtime: str = "ort-cpu",
+    threads: int = 0,
+    precision: str = "fp32",
+    callers: int = 1,
 ) -> AnySession:
-    """A session of the named runtime; EngineError when the file cannot be loaded by it."""
+    """A session of the named runtime; EngineError when the file cannot be loaded by it.
+
+    `callers` threads will run it at once, each with `threads` threads' work.
+    """
     if runtime == "openvino":
         from engines.openvino_session import OpenVinoSession
 
-        return OpenVinoSession(path, threads, precision)
+        return OpenVinoSession(path, threads, precision, callers)
     return Session(path, runtime, threads)

@@ -26,6 +26,7 @@ class EngineRoom:
         self._settings = settings
         self.bundle: Bundle = load_bundle(settings.engine.bundle)
         self._tested: set[str] = set()
+        self.callers = 1  # threads that will call one product's engine at once
 
     def detector(self, mode: str) -> "Detector":
         """A detector of this mode; EngineError when it cannot run or fails its self-test."""
@@ -45,12 +46,18 @@ class EngineRoom:
         """The product of a recipe, or zero-shot for None. RecipeError (exit 8) when unknown."""
         return self._zero_shot() if name is None else self._from_recipe(name)
 
+    def _crowd(self, detector: "Detector") -> None:
+        """Let overlapping calls have their own session where frames may outrun the engine."""
+        why_not = detector.crowd(self.callers)
+        log.info("engine_calls", callers=self.callers, shared=why_not is None, why=why_not)
+
     def _zero_shot(self) -> Product:
         from engines.text import TextEncoder
 
         detector = self.detector(self._settings.engine.mode or DEFAULT_MODE)
         anchors = TextEncoder.open(self.bundle).anchors("object")
         detector.bind(None, anchors[None])
+        self._crowd(detector)
         return Product(detector, None, self.bundle.sha, anchors)
 
     def _from_recipe(self, name: str) -> Product:
@@ -65,6 +72,7 @@ class EngineRoom:
             )
         if rebuilt:
             log.warning("recipe_rebuilt", recipe=name, why=rebuilt)
+        self._crowd(detector)  # type: ignore[arg-type]
         shape = _enrolled_shape(loaded)
         return Product(detector, loaded, self.bundle.sha, loaded.anchors, shape)  # type: ignore[arg-type]
 

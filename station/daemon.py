@@ -4,7 +4,6 @@ Start-up order is the reverse of trust: ledger (recovers what a crash left), bus
 nothing is ready yet), engine and recipe, then the lanes. READY is the absence of faults.
 """
 
-import queue
 import shutil
 import threading
 import time
@@ -13,13 +12,13 @@ from dataclasses import replace
 
 import structlog
 
-from station import __version__
+from station import __version__, wiring
 from station.after import Aftermath, ObserverThread
 from station.boot import EngineRoom
 from station.bus import Bus
 from station.control import Control
 from station.describe import DescribeService, DescribeStats
-from station.detect import DetectorThread
+from station.detect import DetectorThreads
 from station.flow import Flow
 from station.golden import GoldenWatch
 from station.inspection import Product
@@ -28,17 +27,16 @@ from station.ledger import Ledger
 from station.observers import open_observers
 from station.openings import Openings
 from station.options import EngineSource, Options, Outcome
-from station.parts import Part
 from station.schema import Reason, Severity, StatusFacts
 from station.sdnotify import notify
 from station.settings import Settings, SourceSettings
 from station.sources.base import Source, open_source
 from station.supervise import Heartbeat, Readiness, Ticks
+from station.turns import ReadyQueue
 from station.watch import Watch
-from station.wiring import bus_config, describe_service, with_recipe_controls
 
 log = structlog.get_logger("station")
-_FEED_AHEAD = 4  # parts in flight where every frame is one: engine, queue and commit overlap
+_FEED_AHEAD = 2  # parts besides those in the engine where every frame is one: queue and commit
 _POLL_S = 0.05
 _STOP_S = 1.2  # of the 2 s that SIGTERM may take
 
@@ -88,7 +86,7 @@ class Daemon:
         opened: dict[str, Source] = {}
         try:
             for name, config in self.settings.sources().items():
-                opened[name] = make(with_recipe_controls(config, self.settings.recipe))
+                opened[name] = make(wiring.with_recipe_controls(config, self.settings.recipe))
                 opened[name].open()
         except BaseException:
             for source in opened.values():
@@ -103,11 +101,12 @@ class Daemon:
         self.ledger.add_listener(self.flow.on_row)
         self.ledger.add_listener(self.after.message)
         self.control = Control(self)
-        bus = Bus(bus_config(self.settings), self.ledger, self.control)
+        bus = Bus(wiring.bus_config(self.settings), self.ledger, self.control)
         bus.start()
         self._bus = bus
         room = (self.options.engine or EngineRoom)(self.settings)
         self.room = room
+        room.callers = wiring.engine_callers(self.settings)
         names = {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
         made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
         self.products = {lane: made[recipe] for lane, recipe in names.items()}
@@ -127,7 +126,7 @@ class Daemon:
         return list(self.settings.sources().items())
 
     def _start_words(self, prefix: str | None) -> None:
-        self._describe = describe_service(self.settings, prefix, self.ledger, self.flow)
+        self._describe = wiring.describe_service(self.settings, prefix, self.ledger, self.flow)
         self.after.describe = self._describe
         if self._describe is not None:
             self._describe.start()
@@ -140,11 +139,10 @@ class Daemon:
             self.after.observers.append(ObserverThread(name, observer, self.settings.record.queue))
 
     def _start_workers(self, sources: dict[str, Source]) -> None:
-        ready: queue.Queue[Part] = queue.Queue(max(self.options.ready_queue, len(sources)))
-        self.ready_queue = ready
-        self.detector = DetectorThread(
-            self.flow, ready, self.ticks, self._desc_room, batch=len(sources)
-        )
+        self.ready_queue = ready = ReadyQueue(max(self.options.ready_queue, len(sources)))
+        count = wiring.engine_workers(self.settings)
+        batch = -(-len(sources) // count)
+        self.detector = DetectorThreads(self.flow, ready, self.ticks, self._desc_room, batch, count)
         if self.settings.golden.every_s:
             self.detector.between = self._golden_watch().look
         self.watch = Watch(self)
@@ -163,7 +161,8 @@ class Daemon:
             self.lanes[name] = Lane(name, source, self.flow, hooks, staleness_ns=stale_ns)
             if source.live:
                 source.on_event = self._camera_event  # type: ignore[attr-defined]
-        self.workers = (*(lane.worker for lane in self.lanes.values()), "infer", "ledger")
+        lanes = (lane.worker for lane in self.lanes.values())
+        self.workers = (*lanes, *self.detector.workers, "ledger")
         self.heart = Heartbeat(self.ticks, self.workers)
         self.set_mode(self._first_mode())
         self.detector.start()
@@ -216,7 +215,8 @@ class Daemon:
         for lane in self.lanes.values():
             lane.by = "trigger" if mode == "triggered" else "every_frame"
             lane.free_run = lane.source.live and mode == "free_run"
-        each = self.settings.trigger.in_flight if mode == "triggered" else _FEED_AHEAD
+        ahead = _FEED_AHEAD + len(self.detector.workers)
+        each = self.settings.trigger.in_flight if mode == "triggered" else ahead
         self.flow.most = each * max(1, len(self.lanes))
 
     def _interval(self) -> None:

@@ -1,9 +1,9 @@
-"""The detector thread: parts that are ready go through the engine and get their verdict."""
+"""The detector threads: parts that are ready go through the engine and get their verdict."""
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import Empty
 
 import structlog
 
@@ -13,22 +13,27 @@ from station.parts import Part
 from station.pictures import image_ref
 from station.schema import DescState, Reason, Verdict
 from station.supervise import Ticks
+from station.turns import ReadyQueue
 
 _BAD_IN_A_ROW = 3  # engine failures after which the station says it is not ready
 _PROBE_S = 1.0  # how often a failed engine is tried again with the last good tiles
 log = structlog.get_logger("detect")
 
 
-class DetectorThread:
-    """Takes from `ready`; several waiting parts of one product go through in one call."""
+class DetectorThreads:
+    """`count` threads take from `ready`; verdicts are written in the order parts were taken.
+
+    Several waiting parts of one product go through in one call of at most `batch`.
+    """
 
     def __init__(
         self,
         flow: Flow,
-        ready: "queue.Queue[Part]",
+        ready: ReadyQueue,
         ticks: Ticks,
         desc_room: Callable[[], bool],
         batch: int = 1,
+        count: int = 1,
     ) -> None:
         self._flow = flow
         self._ready = ready
@@ -38,52 +43,64 @@ class DetectorThread:
         self._stop = threading.Event()
         self._bad = 0
         self._last_text = ""
-        self._until_ns = 0  # deadline of the call in progress, 0 when idle
         self._last_good: Part | None = None
         self._next_probe = 0.0
         self.between: Callable[[bool], None] = lambda _idle: None
-        self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
+        self.workers = ("infer", *(f"infer {n + 1}" for n in range(1, count)))
+        self._until_ns = dict.fromkeys(self.workers, 0)  # deadline of the call in progress, or 0
+        self._threads = [
+            threading.Thread(target=self._run, args=(w,), name=f"detector-{n}", daemon=True)
+            for n, w in enumerate(self.workers)
+        ]
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End after the part in hand; returns at once."""
+        """End after the parts in hand; returns at once."""
         self._stop.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Whether the thread has ended (a hanging engine cannot be stopped from here)."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        """Whether every thread has ended (a hanging engine cannot be stopped from here)."""
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def fault(self) -> str | None:
         """Why the engine is not ready, or None."""
-        if not self._thread.is_alive() and self._thread.ident is not None:
+        if any(not t.is_alive() and t.ident is not None for t in self._threads):
             return "the detector thread has ended"
-        until = self._until_ns
+        until = min((u for u in self._until_ns.values() if u), default=0)
         if until and time.monotonic_ns() > until:
             return f"the engine has not answered for {(time.monotonic_ns() - until) / 1e9:.1f} s"
         if self._bad >= _BAD_IN_A_ROW:
             return f"the engine failed {self._bad} times in a row: {self._last_text}"
         return None
 
-    def _run(self) -> None:
+    def _run(self, worker: str) -> None:
+        first = worker == self.workers[0]
         while not self._stop.is_set():
-            self._ticks.tick("infer")
+            self._ticks.tick(worker)
             parts = self._take()
-            self._look_between(idle=not parts)
+            if first:
+                self._look_between(idle=not parts)
             if not parts:
-                self._probe()
+                if first:
+                    self._probe()
                 continue
             try:
-                self._inspect(parts)
+                self._inspect(parts, worker)
             except Exception as error:  # nothing may leave a part without verdict
                 log.error("engine_failed", error=repr(error), exc_info=self._bad == 0)
                 self._fail(parts, f"{type(error).__name__}: {error}")
             finally:
-                self._until_ns = 0
-                self._ticks.busy_until("infer", 0)
+                self._until_ns[worker] = 0
+                self._ticks.busy_until(worker, 0)
+                for part in parts:
+                    self._ready.turns.leave(part)
 
     def _look_between(self, *, idle: bool) -> None:
         """What else needs the engine (golden parts); its failure is never a part's."""
@@ -96,16 +113,19 @@ class DetectorThread:
         """The next part, and those that wait behind it for the same engine."""
         try:
             parts = [self._ready.get(timeout=0.1)]
-        except queue.Empty:
+        except Empty:
             return []
         while len(parts) < self._batch:
             try:
                 parts.append(self._ready.get_nowait())
-            except queue.Empty:
+            except Empty:
                 break
+        for part in parts:
+            if part.done:
+                self._ready.turns.leave(part)
         return [p for p in parts if not p.done]
 
-    def _inspect(self, parts: Sequence[Part]) -> None:
+    def _inspect(self, parts: Sequence[Part], worker: str) -> None:
         waiting: dict[int, list[Part]] = {}
         for part in parts:
             assert part.prepared is not None
@@ -117,12 +137,12 @@ class DetectorThread:
             else:
                 waiting.setdefault(id(part.product), []).append(part)
         for together in waiting.values():
-            self._call(together)
+            self._call(together, worker)
 
-    def _call(self, parts: list[Part]) -> None:
+    def _call(self, parts: list[Part], worker: str) -> None:
         prepared = [p.prepared for p in parts if p.prepared is not None]
-        self._until_ns = max(p.deadline_ns for p in parts)
-        self._ticks.busy_until("infer", self._until_ns)
+        until = self._until_ns[worker] = max(p.deadline_ns for p in parts)
+        self._ticks.busy_until(worker, until)
         start = time.monotonic_ns()
         answers = split(infer(prepared, parts[0].product), [len(p.boxes) for p in prepared])
         took = time.monotonic_ns() - start
@@ -133,13 +153,16 @@ class DetectorThread:
             self._commit(part, judged)
 
     def _commit(self, part: Part, judged: Judged) -> None:
+        """Hand the verdict to the ledger when it is this part's turn."""
         described = judged.map is not None and judged.verdict is not Verdict.OK
         state = DescState.NONE
         if described:
             state = DescState.QUEUED if self._desc_room() else DescState.DROPPED
         has_picture = part.frame is not None and (part.frame.raw or part.frame.image is not None)
         ref = image_ref(part.trigger_id) if has_picture else None
+        self._ready.turns.wait(part)
         self._flow.commit(part, judged, image_ref=ref, desc_state=state)
+        self._ready.turns.leave(part)
 
     def _note(self, judged: Judged, part: Part) -> None:
         """Count failures of the engine in a row; any good answer clears them."""

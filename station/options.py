@@ -26,6 +26,8 @@ class Options:
 class EngineSource:
     """What Options.engine returns: gives products by recipe name (None = zero-shot)."""
 
+    callers = 1  # threads that will call one product's engine at once, set by the daemon
+
     def product(self, name: str | None) -> Product:
         """The product ready to inspect."""
         raise NotImplementedError

@@ -29,6 +29,7 @@ class Part:
     taken_ns: int = 0
     ready_ns: int = 0
     infer_ns: int = 0
+    turn: int = 0  # place in the order in which parts were taken to the engine
     done: bool = False  # a verdict is durable, or can no longer be: nobody waits for it
     committed: Committed | None = None
     told: list[str] = field(default_factory=list)
@@ -48,7 +49,8 @@ class Part:
 class PartRecord:
     """What recorder, archive and metrics see. `body` is the ledger row, byte for byte.
 
-    map: f32 (h,w) over the inspected region, None where no engine answered.
+    map: f32 (h,w) over the inspected region, None where no engine answered. level: of the map,
+    above which the regions lie (of a part that is not OK: half its peak), None without regions.
     """
 
     frame: Frame | None
@@ -58,6 +60,14 @@ class PartRecord:
     regions: tuple[Region, ...]
     region_box: Box | None
     threshold: float | None
+    level: float | None = None
+
+    @property
+    def alarm_level(self) -> float:
+        """Of the map: what is above it is drawn as suspicious. The regions' own level, so that
+        heat, outline and boxes of a reject are the same places; else the threshold."""
+        known = [v for v in (self.level, self.threshold) if v is not None and v > 0]
+        return known[0] if known else 0.5
 
 
 class PartObserver(Protocol):

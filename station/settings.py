@@ -68,6 +68,7 @@ class EngineSettings(Section):
     bundle: str = "nano"
     runtime: str = "auto"
     threads: int = Field(default=0, ge=0, le=256)
+    workers: int = Field(default=0, ge=0, le=16)  # calls at once; 0 = one a core, at most 4
     mode: Literal["position", "nearest", "bank"] | None = None
 
 

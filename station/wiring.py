@@ -1,5 +1,6 @@
 """How the settings become the arguments of the bus and of the describer."""
 
+from engines.session import thread_count
 from station.bus_types import BusConfig
 from station.describe import DescribeService
 from station.flow import Flow
@@ -22,6 +23,21 @@ def bus_config(settings: Settings) -> BusConfig:
         status_ms=bus.status_ms,
         image_per_s=bus.image_rate,
     )
+
+
+def engine_workers(settings: Settings) -> int:
+    """Parts in the engine at once: as set, else one for each thread that the engine may use."""
+    return settings.engine.workers or thread_count(settings.engine.threads)
+
+
+def engine_callers(settings: Settings) -> int:
+    """For how many calls at once the engine is made ready: one where each part is triggered.
+
+    There one part is in flight and its latency counts: it gets all threads of one session.
+    """
+    trigger = settings.trigger
+    one_by_one = trigger.mode == "triggered" or trigger.by in ("bus", "interval")
+    return 1 if one_by_one else engine_workers(settings)
 
 
 def with_recipe_controls(source: SourceSettings, recipe: RecipeSettings) -> SourceSettings:

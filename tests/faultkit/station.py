@@ -50,8 +50,12 @@ def settings_in(folder: Path, spec: str, **sections: Any) -> Settings:
 def station(
     folder: Path, spec: str, engine: FakeEngine | None = None, **sections: Any
 ) -> Iterator[tuple[Daemon, Client]]:
-    """A running daemon and a client that has said HELLO. `recipe_kw` goes to the fake recipe."""
+    """A running daemon and a client that has said HELLO.
+
+    `recipe_kw` goes to the fake recipe, `engine_kw` is the section [engine].
+    """
     recipe = sections.pop("recipe_kw", {})
+    sections["engine"] = sections.pop("engine_kw", {})
     options = Options(engine=FakeRoom(engine, **recipe), **sections.pop("options", {}))
     settings = settings_in(folder, spec, **sections)
     set_up(settings.log)

@@ -311,7 +311,8 @@ def test_several_cameras_share_one_engine_and_keep_their_parts_apart(tmp_path):
         name: {"spec": str(parts_folder(tmp_path / name, count))}
         for name, count in (("left", 12), ("right", 9))
     }
-    with station(tmp_path, "unused", engine, cameras=cameras) as (daemon, client):
+    alone = {"workers": 1}
+    with station(tmp_path, "unused", engine, cameras=cameras, engine_kw=alone) as (daemon, client):
         daemon.wait()
         found = results(client)
     assert [r.seq for r in found] == list(range(1, 22))
