@@ -25,6 +25,7 @@ from station.gateways.bridge import GRACE_S, REFUSED_CODES
 from station.gateways.handshake import Health
 from station.gateways.link import StationLink
 from station.gateways.link_io import StationAddress
+from station.gateways.opcua_limits import MAX_EVENTS, transport_limits
 from station.gateways.opcua_model import (
     EVENT_FIELDS,
     NAMESPACE,
@@ -288,7 +289,6 @@ def _refuse_open_door(settings: OpcuaSettings) -> None:
 async def _server(settings: OpcuaSettings, users: Users | None) -> Any:
     try:
         from asyncua import Server, ua
-        from asyncua.server.binary_server_asyncio import TransportLimits
     except ImportError as error:
         raise ConfigError(
             f"the OPC UA gateway needs asyncua ({error}): "
@@ -299,7 +299,8 @@ async def _server(settings: OpcuaSettings, users: Users | None) -> Any:
     server.set_endpoint(settings.endpoint)
     server.set_server_name("inspection station gateway")
     await server.set_application_uri(APPLICATION_URI)
-    server.limits = TransportLimits(65535, 65535, 16, 1 << 20)  # nobody sends us more than 1 MiB
+    server.limits = transport_limits()
+    server.iserver.max_monitored_item_queue_size = MAX_EVENTS
     if settings.pki is None:
         server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
     else:

@@ -143,11 +143,14 @@ async def follow(client, triggers):
     kind = await client.client.nodes.base_event_type.get_child(f"{client.ns}:ResultReadyEventType")
     await subscription.subscribe_events(client.root, kind)
     wrong = await wrong_of(client, triggers)
+    # The answer to a call does not wait for the event, so on a busy machine events of parts from
+    # before the subscription may still come: only this run's own are counted.
+    own = {f"part-{n}" for n in triggers}
     with contextlib.suppress(TimeoutError):  # what came is compared with what should have come
         async with asyncio.timeout(60):
-            while len(events.seen) < len(triggers):
+            while sum(part in own for part, *_ in events.seen) < len(own):
                 await asyncio.sleep(0.05)
-    return wrong, events.seen
+    return wrong, [seen for seen in events.seen if seen[0] in own]
 
 
 def check_run(run, count):
@@ -158,7 +161,6 @@ def check_run(run, count):
     assert all(value == EVALUATIONS[truth(part)] for part, value, _ in seen)
 
 
-@pytest.mark.slow  # failed once in a full run, never alone; gating again once the cause is known
 def test_every_result_comes_as_an_event_in_order(floor):
     check_run(floor[0], 40)
 
