@@ -1,6 +1,9 @@
 """`station sim-plc`: a scripted line that runs against a station and scores every part."""
 
 import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +68,9 @@ def sim_plc(
     book = PlcLog(log)
     try:
         driver.open(wait_s)
-        run_line(run, plan(run), driver, book, name=f"{by}-" if by == "isp" else "")
+        with _stop_by_hand() as stopped:
+            name = f"{by}-" if by == "isp" else ""
+            run_line(run, plan(run), driver, book, name=name, stopped=stopped)
     except KeyboardInterrupt:
         typer.echo("stopped by hand: scoring what was run", err=True)
     finally:
@@ -76,6 +81,28 @@ def sim_plc(
         _check(score, book, address)
     _print(score, run, by)
     _judge(score, allow_missing=allow_missing)
+
+
+@contextmanager
+def _stop_by_hand() -> Iterator[Callable[[], bool]]:
+    """Whether somebody pressed Ctrl-C; a second time interrupts at once.
+
+    A KeyboardInterrupt is raised wherever the program happens to be, and where that is a callback
+    or a finaliser of a library it is swallowed: the line would run on for ever.
+    """
+    pressed: list[int] = []
+
+    def press(signum: int, _frame: object) -> None:
+        pressed.append(signum)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+        typer.echo("stopped by hand: scoring what was run", err=True)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _address(settings: "Settings", ctl: str | None, key: Path | None) -> "StationAddress":

@@ -28,14 +28,17 @@ def run_line(
     *,
     name: str = "",
     clock: Clock | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run the parts through the driver. A part the PLC comes too late for is rejected unseen.
 
-    With takt 0 each part follows the one before at once.
+    With takt 0 each part follows the one before at once. `stopped` is asked before each part.
     """
     clock = clock or Clock()
     begun = clock.now()
     for part in parts:
+        if stopped():
+            return
         wait = begun + part.due_s - clock.now()
         if wait > 0:
             clock.sleep(wait)

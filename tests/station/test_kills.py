@@ -121,8 +121,9 @@ def run_line(folder, kills, seed=3):
     return [line.partition(" ")[::2] for line in log.read_text().splitlines()]
 
 
-def wait_for_parts(log, more, timeout_s=60.0):
-    """Until the line has inspected so many parts more: a slow machine is killed later, not less."""
+def wait_for_parts(log, more, timeout_s=900.0):
+    """Until the line has inspected so many parts more: a slow machine is killed later, not less
+    (and a soak may be put to sleep while somebody else measures)."""
     have = log.read_bytes().count(b"\nresult ") if log.exists() else 0
     end = time.monotonic() + timeout_s
     while not log.exists() or log.read_bytes().count(b"\nresult ") < have + more:

@@ -50,7 +50,7 @@ class Line:
             *("--log", self.folder / "plc.jsonl"),
         ]
         return subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            [sys.executable, "-X", "faulthandler", *map(str, words)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -76,6 +76,16 @@ class Line:
         for program in (self.gateway, self.station):
             if program is not None:
                 program.__exit__()
+
+
+def scored(plc):
+    """The score sheet of a PLC that is stopped by hand; where it hangs, if it does not end."""
+    plc.send_signal(signal.SIGINT)
+    try:
+        return plc.communicate(timeout=120)[0]
+    except subprocess.TimeoutExpired:
+        plc.send_signal(signal.SIGABRT)  # faulthandler tells every thread's place
+        pytest.fail(f"sim-plc did not end within 120 s:\n{plc.communicate(timeout=10)[0]}")
 
 
 AGAIN = 10  # verdicts that must come after every kill, before the next
@@ -104,8 +114,7 @@ def run(folder, by, kills, takt_ms):
                 line.kill_one(dice)
             begun, had = time.monotonic(), verdicts(log)
             wait_for(lambda: verdicts(log) >= had + AGAIN or plc.poll(), 120, 0.05)
-            plc.send_signal(signal.SIGINT)
-            output, _ = plc.communicate(timeout=120)
+            output = scored(plc)
             print(f"{AGAIN} verdicts after a kill: {max(recovered_after):.1f} s at the longest")
             assert plc.returncode == 0, output
             with Client(line.ctl, name="check", timeout_s=15) as client:
