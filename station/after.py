@@ -12,13 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import structlog
 
-from engines.describer import DescribeRequest
-from engines.facts import Area
 from station.describe import DescribeService
-from station.inspection import crop_of
+from station.describe_request import describe_request
 from station.ledger_types import Committed
 from station.parts import Part, PartObserver, PartRecord
 from station.schema import DescState, Result, Stream, Verdict
@@ -171,7 +168,9 @@ class Aftermath:
         result = Result.model_validate_json(part.committed.body)
         self._count(result)
         if self.describe and result.desc_state is DescState.QUEUED:
-            self.describe.submit(request_of(part, result))
+            assert part.judged is not None and part.prepared is not None
+            request = describe_request(result, part.product, part.prepared, part.judged)
+            self.describe.submit(request)
         judged = part.judged
         record = PartRecord(
             frame=part.frame,
@@ -181,6 +180,7 @@ class Aftermath:
             regions=judged.regions if judged else (),
             region_box=part.prepared.area if part.prepared else None,
             threshold=result.threshold,
+            level=judged.level if judged else None,
         )
         for observer in self.observers:
             observer.offer("part", record)
@@ -196,41 +196,3 @@ class Aftermath:
         self._latencies.append(max(0, result.t_done_us - result.t_trigger_us))
         if result.timings_us.infer:
             self._infer.append(result.timings_us.infer)
-
-
-def request_of(part: Part, result: Result) -> DescribeRequest:
-    """What the describer is told of a part that is not OK."""
-    judged, prepared, product = part.judged, part.prepared, part.product
-    assert judged is not None and judged.map is not None and prepared is not None
-    assert prepared.area is not None and judged.answer is not None
-    recipe = product.loaded.recipe if product.loaded else None
-    area, tile = prepared.area, judged.best_tile
-    return DescribeRequest(
-        part_id=part.part_id,
-        trigger_id=part.trigger_id,
-        attempt=part.attempt,
-        noun=product.noun,
-        verdict=str(result.verdict),
-        score=float(judged.score or 0.0),
-        threshold=float(result.threshold if result.threshold is not None else 1.0),
-        map=judged.map,
-        area=Area(area.x, area.y, area.w, area.h),
-        regions=judged.regions,
-        count=judged.region_count,
-        level=judged.level,
-        crop=crop_of(prepared),
-        cls=np.asarray(judged.answer.cls[tile]),
-        anchors=_anchors(part, tile),
-        f_out=np.asarray(judged.answer.f_out[tile]),
-        mm_per_px=recipe.mm_per_px if recipe else None,
-        few_shot=recipe is not None,
-        categories=recipe.phrases if recipe else (),
-    )
-
-
-def _anchors(part: Part, tile: int) -> np.ndarray | None:
-    """Anchors (2,E) of the tile's memory group."""
-    anchors = part.product.anchors
-    if anchors is None or anchors.ndim == 2:
-        return anchors
-    return np.asarray(anchors[min(tile, len(anchors) - 1)])

@@ -15,11 +15,11 @@ import typer
 
 from engines.describer import DescribeRequest, DescriberSettings, Description
 from engines.errors import EngineError, UsageError
-from engines.facts import Area
 from engines.gguf_describer import LlmDescriber
 from station.archive import CLASSES, Entry, entries
 from station.boot import EngineRoom
-from station.inspection import Judged, Prepared, Product, crop_of, infer, outcome, prepare
+from station.describe_request import describe_request
+from station.inspection import infer, outcome, prepare
 from station.schema import Result
 from station.settings import Settings, load_settings
 from station.sources.base import Frame
@@ -114,38 +114,7 @@ def look_again(part: Asked, settings: Settings) -> DescribeRequest:
         reason = prepared.refusal.text if prepared.refusal else "it cannot be inspected"
         raise UsageError(f"part {part.result.part_id!r} has no map to talk about: {reason}")
     judged = outcome(prepared, infer([prepared], product), product)
-    return _request(part.result, product, prepared, judged)
-
-
-def _request(
-    result: Result, product: Product, prepared: Prepared, judged: Judged
-) -> DescribeRequest:
-    assert prepared.area is not None and judged.answer is not None and judged.map is not None
-    recipe = product.loaded.recipe if product.loaded else None
-    area, tile, anchors = prepared.area, judged.best_tile, product.anchors
-    if anchors is not None and anchors.ndim == 3:
-        anchors = anchors[min(tile, len(anchors) - 1)]
-    return DescribeRequest(
-        part_id=result.part_id,
-        trigger_id=result.trigger_id,
-        attempt=result.attempt,
-        noun=product.noun,
-        verdict=str(result.verdict),
-        score=float(judged.score or 0.0),
-        threshold=float(result.threshold if result.threshold is not None else 1.0),
-        map=judged.map,
-        area=Area(area.x, area.y, area.w, area.h),
-        regions=judged.regions,
-        count=judged.region_count or None,
-        level=judged.level,
-        crop=crop_of(prepared),
-        cls=judged.answer.cls[tile],
-        anchors=anchors,
-        f_out=judged.answer.f_out[tile],
-        mm_per_px=recipe.mm_per_px if recipe else None,
-        few_shot=recipe is not None,
-        categories=recipe.phrases if recipe else (),
-    )
+    return describe_request(part.result, product, prepared, judged)
 
 
 def describer_settings(settings: Settings) -> DescriberSettings:
