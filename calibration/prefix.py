@@ -1,236 +1,260 @@
 """Stage (d): train the adapter's prefix through the frozen language model (III-D, Eq. 12).
 
-`python -m calibration.prefix --weights nano.safetensors --data SET... --out DIR --minutes 15`
+`python -m calibration.prefix --weights nano.safetensors --data SET... --out DIR --minutes 30`
 
-Loss L_C: cross entropy on the answer's tokens only. The linear layer of the image begins where
-ridge regression from CLS to the model's own word embeddings of the kinds leaves it: an image
-embedding is then a word the model already reads, and few steps are needed on a CPU. The trained
-prefix is worth shipping only if it names kinds better than the template; the report says so.
+Loss L_C: cross entropy on the answer's tokens only, and of those on the kind of the defect, which
+is all that the map's findings cannot say. The linear layer of the image begins where ridge
+regression from CLS to the model's own word embeddings of the kinds leaves it: an image embedding
+is then a word the model already reads, and few steps are needed on a CPU. `--start` goes on from
+an earlier prefix instead; when that one belongs to other vision weights (`--start-weights`), its
+image layer is carried over by regression onto what it said of the same pictures.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from calibration.prefix_data import Example, examples_of
-from calibration.prefix_llama import FrozenLlama, Kept
+from calibration.prefix_data import Example, cached_examples
+from calibration.prefix_school import Lesson, School, prefixes_of
 from engines.gguf_file import find_gguf
-from engines.gguf_model import LlamaModel
-from engines.gguf_prefix import LENGTH
-from engines.gguf_prompt import (
-    END_IMAGE,
-    IMAGE_TOKENS,
-    NONE,
-    SENTENCE,
-    answer_text,
-    findings_text,
-    own_frame,
-    own_turns,
-)
 from export.model.adapter import LEARNED, Prefix
-from export.model.weights import load_weights
+from export.model.weights import load_weights, save_weights
 
 SEED = 42
 RIDGE = 1e-2
-_KEY = '","category":"'
+EVERY = 30  # steps between two validations, each of which keeps the best prefix
+HELD = 20  # parts of each kind in a validation
+REAL = 2.0  # how much oftener than a made kind of defect a real one is drawn
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """An example as token ids: before image, after image, after prefix, answer; and its kinds."""
-
-    example: Example
-    before: list[int]
-    between: list[int]
-    after: list[int]
-    answer: list[int]
-    category_at: int  # index in `answer` of the first token of the category
-    choices: tuple[tuple[str, int], ...]  # kind and its first token, as the answer writes it
+def ridge(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (H,E) and bias (H,) that map x (n,E) to y (n,H), rows weighted by (n,)."""
+    x1 = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    w = weight.double()[:, None]
+    gram = x1.T @ (w * x1) + RIDGE * torch.eye(x1.shape[1], dtype=torch.double)
+    solved = torch.linalg.solve(gram, x1.T @ (w * y.double())).float()
+    return solved[:-1].T, solved[-1]
 
 
-class School:
-    """Frozen model, tokenizer and kept prompt, shared by training and validation."""
-
-    def __init__(self, gguf_path: Path) -> None:
-        self.tokenizer = LlamaModel(gguf_path, n_ctx=64, sequences=1)
-        self.llama = FrozenLlama(gguf_path)
-        rendered = self.tokenizer.chat_text(own_turns(image=True))
-        if rendered is None:
-            raise SystemExit(f"{gguf_path}: this model has no chat template llama.cpp knows")
-        self.frame = own_frame(rendered)
-        self.kept: Kept = self.llama.keep(self.tokenizer.tokenize(self.frame.head, bos=True))
-
-    def lesson(self, example: Example) -> Lesson:
-        """Token ids of one example."""
-        ids = self.tokenizer.tokenize
-        answer = answer_text(example.found, example.category)
-        cut = answer.index(_KEY) + len(_KEY)
-        start = ids(answer[:cut])
-        kinds = (NONE,) if not example.found.defective else example.found.kinds
-        return Lesson(
-            example,
-            ids(self.frame.before_image()),
-            ids(END_IMAGE),
-            ids("\n" + findings_text(example.found) + self.frame.tail),
-            start + ids(answer[cut:]),
-            len(start),
-            tuple((kind, ids(kind + SENTENCE)[0]) for kind in kinds),
-        )
-
-    def word(self, text: str) -> Tensor:
-        """Embedding (H,) of the first token of a word as it stands in a sentence."""
-        return self.llama.embed(self.tokenizer.tokenize(f" {text}")[:1])[0]
-
-    def inputs(self, lesson: Lesson, prefix: Tensor) -> Tensor:
-        """Input embeddings (T,H) of a lesson without its last token, prefix (21,H) inside."""
-        text = self.llama.embed
-        return torch.cat([
-            text(lesson.before), prefix[:IMAGE_TOKENS], text(lesson.between),
-            prefix[IMAGE_TOKENS:], text(lesson.after + lesson.answer[:-1]),
-        ])  # fmt: skip
-
-    def run(self, lessons: Sequence[Lesson], prefixes: Tensor) -> list[Tensor]:
-        """Hidden states (n,H) that predict the answer tokens, for each lesson."""
-        rows = [self.inputs(le, p) for le, p in zip(lessons, prefixes, strict=True)]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        hidden = self.llama.hidden(padded, self.kept)
-        return [
-            hidden[i, len(row) - len(le.answer) : len(row)]
-            for i, (row, le) in enumerate(zip(rows, lessons, strict=True))
-        ]
+def evenly(lessons: Sequence[Lesson]) -> Tensor:
+    """Weights (n,) by which every kind of every set counts the same."""
+    kinds = [le.example.group for le in lessons]
+    return torch.tensor([1 / kinds.count(k) for k in kinds])
 
 
-def prefixes_of(prefix: Prefix, lessons: Sequence[Lesson]) -> Tensor:
-    """Embeddings (B,21,H) of a batch."""
-    stack = lambda name: torch.from_numpy(  # noqa: E731
-        np.stack([getattr(le.example, name) for le in lessons]).astype(np.float32)
-    )
-    out = prefix(stack("cls"), stack("anchors"), stack("f_out").flatten(1, 2))
-    assert out.shape[1] == LENGTH
-    return out
+def few(examples: Sequence[Example]) -> list[Example]:
+    """At most HELD examples of each kind of a set, evenly spaced."""
+    kinds: dict[tuple[str, str], list[Example]] = {}
+    for example in examples:
+        kinds.setdefault(example.group, []).append(example)
+    return [
+        group[i * len(group) // min(HELD, len(group))]
+        for group in kinds.values()
+        for i in range(min(HELD, len(group)))
+    ]
 
 
-def begin(prefix: Prefix, school: School, lessons: Sequence[Lesson]) -> None:
-    """Start values: image = ridge regression onto the words of the kinds, the rest = line breaks.
-
-    Every class weighs the same, so that the good parts (most of them) do not rule.
-    """
-    neutral = school.llama.embed(school.tokenizer.tokenize("\n")[:1])[0]
-    x = torch.from_numpy(np.stack([le.example.cls for le in lessons])).double()
-    labels = [le.example.category for le in lessons]
-    weight = torch.tensor([1 / labels.count(c) for c in labels], dtype=torch.double)[:, None]
-    y = torch.stack([school.word(c) for c in labels]).double()
-    x1 = torch.cat([x, torch.ones(len(x), 1, dtype=torch.double)], 1)
-    gram = x1.T @ (weight * x1) + RIDGE * torch.eye(x1.shape[1], dtype=torch.double)
-    solved = torch.linalg.solve(gram, x1.T @ (weight * y)).float()
-    with torch.no_grad():
-        prefix.image.weight.copy_(solved[:-1].T)
-        prefix.image.bias.copy_(solved[-1])
-        for linear in (prefix.text, prefix.map):
-            linear.weight.mul_(0.02)
-            linear.bias.copy_(neutral)
-        prefix.learned.copy_(neutral.expand(LEARNED, -1))
-
-
-def loss_of(school: School, lessons: Sequence[Lesson], prefixes: Tensor) -> Tensor:
-    """L_C of a batch: mean cross entropy over its answer tokens."""
-    hidden = torch.cat(school.run(lessons, prefixes))
-    targets = torch.tensor([t for le in lessons for t in le.answer])
-    return F.cross_entropy(school.llama.logits(hidden), targets)
+def _cls(examples: Sequence[Example]) -> Tensor:
+    return torch.from_numpy(np.stack([e.cls for e in examples]).astype(np.float32))
 
 
 @torch.no_grad()
-def named(school: School, prefix: Prefix, lessons: Sequence[Lesson]) -> list[str]:
-    """The kind that the model would write for each lesson (grammar: only its own kinds)."""
-    found = []
-    for lesson in lessons:
-        (hidden,) = school.run([lesson], prefixes_of(prefix, [lesson]))
-        logits = school.llama.logits(hidden[lesson.category_at])
-        found.append(max(lesson.choices, key=lambda c: float(logits[c[1]]))[0])
-    return found
+def begin(prefix: Prefix, school: School, lessons: Sequence[Lesson]) -> None:
+    """Start values: image = ridge regression onto the words of the kinds, the rest = line breaks.
+
+    Every kind weighs the same, so that the frequent ones do not rule.
+    """
+    neutral = school.llama.embed(school.tokenizer.tokenize("\n")[:1])[0]
+    words = torch.stack([school.word(le.example.category) for le in lessons])
+    weight, bias = ridge(_cls([le.example for le in lessons]), words, evenly(lessons))
+    prefix.image.weight.copy_(weight)
+    prefix.image.bias.copy_(bias)
+    for linear in (prefix.text, prefix.map):
+        linear.weight.mul_(0.02)
+        linear.bias.copy_(neutral)
+    prefix.learned.copy_(neutral.expand(LEARNED, -1))
+
+
+@torch.no_grad()
+def carry(
+    prefix: Prefix, start: Path, old: Sequence[Example] | None, lessons: Sequence[Lesson]
+) -> None:
+    """Begin with an earlier prefix; `old` = the same pictures as its own vision weights saw them.
+
+    Without `old` it was trained on these weights and is taken as it is.
+    """
+    prefix.load_state_dict(load_file(start))
+    if old is None:
+        return
+    seen = {(e.image, e.shots): e for e in old}
+    before = _cls([seen[le.example.image, le.example.shots] for le in lessons])
+    now = _cls([le.example for le in lessons])
+    weight, bias = ridge(now, prefix.image(before), evenly(lessons))
+    prefix.image.weight.copy_(weight)
+    prefix.image.bias.copy_(bias)
 
 
 def accuracy(said: Sequence[str], lessons: Sequence[Lesson]) -> float | None:
-    """Share of right kinds among the defective lessons, each kind weighing the same."""
-    by_kind: dict[str, list[bool]] = {}
+    """Share of right kinds, each kind of a set weighing the same; None without a lesson."""
+    by_kind: dict[tuple[str, str], list[bool]] = {}
     for word, lesson in zip(said, lessons, strict=True):
-        if lesson.example.found.defective:
-            right = word == lesson.example.category
-            by_kind.setdefault(lesson.example.category, []).append(right)
+        by_kind.setdefault(lesson.example.group, []).append(word == lesson.category)
     return float(np.mean([np.mean(v) for v in by_kind.values()])) if by_kind else None
 
 
-def train(school: School, prefix: Prefix, lessons: Sequence[Lesson], args: Any) -> list[float]:
-    """Adam with warm-up and one cosine over the minutes given; returns the losses."""
-    groups: dict[str, list[Lesson]] = {}
+class Examination:
+    """Validation by the kinds that the frozen model names: balanced over kinds, set by set."""
+
+    def __init__(self, school: School, lessons: Sequence[Lesson]) -> None:
+        self.school, self.lessons = school, lessons
+
+    def __call__(self, prefix: nn.Module) -> dict[str, Any]:
+        """`real`: balanced accuracy over the kinds of real sets; then each set and each kind."""
+        return self.of(self.school.named(prefix, self.lessons))
+
+    def of(self, words: Sequence[str]) -> dict[str, Any]:
+        """The same of words that something else has said."""
+        said = list(zip(words, self.lessons, strict=True))
+        report: dict[str, Any] = {"real": _share(said, lambda g: g[0] != "made")}
+        for group in sorted({le.example.group for le in self.lessons}):
+            report.setdefault(group[0], _share(said, lambda g: g[0] == group[0]))  # noqa: B023
+            report["/".join(group)] = _share(said, lambda g: g == group)  # noqa: B023
+        return report
+
+
+def _share(
+    said: Sequence[tuple[str, Lesson]], wanted: Callable[[tuple[str, str]], bool]
+) -> float | None:
+    of = [(word, le) for word, le in said if wanted(le.example.group)]
+    found = accuracy([word for word, _ in of], [le for _, le in of])
+    return None if found is None else round(found, 4)
+
+
+class Shuffled(nn.Module):
+    """A prefix that shows each part another part's embeddings: does the model really look?"""
+
+    def __init__(self, prefix: Prefix) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def forward(self, cls: Tensor, anchors: Tensor, f_out: Tensor) -> Tensor:
+        """Embeddings (B,21,H) in an order where no row stands at its own place."""
+        out: Tensor = self._prefix(cls, anchors, f_out)
+        return out.roll(max(1, len(out) // 2), 0)
+
+
+def train(
+    school: School,
+    prefix: Prefix,
+    lessons: Sequence[Lesson],
+    args: argparse.Namespace,
+    examine: Callable[[Prefix], float],
+) -> list[float]:
+    """Adam with warm-up and one cosine over the steps or minutes given; the best prefix is kept.
+
+    Returns the losses. The state with the highest `examine` is in `prefix` when it ends.
+    """
+    groups: dict[tuple[str, str], list[Lesson]] = {}
     for lesson in lessons:
-        groups.setdefault(lesson.example.category, []).append(lesson)
+        groups.setdefault(lesson.example.group, []).append(lesson)
+    names = list(groups)
+    chance = np.array([1.0 if source == "made" else REAL for source, _ in names])
     rng = np.random.default_rng(SEED)
     adam = torch.optim.Adam(prefix.parameters(), lr=args.lr)
-    losses: list[float] = []
+    best, state, losses = examine(prefix), _copy(prefix), list[float]()
     start = time.monotonic()
-    while (spent := (time.monotonic() - start) / (60 * args.minutes)) < 1:
+    while (spent := _spent(len(losses), time.monotonic() - start, args)) < 1:
         rate = min(1.0, (len(losses) + 1) / 5) * 0.5 * (1 + np.cos(np.pi * spent))
         for group in adam.param_groups:
             group["lr"] = args.lr * float(rate)
-        kinds = rng.choice(list(groups), args.batch)
-        batch = [groups[k][rng.integers(len(groups[k]))] for k in kinds]
+        drawn = [
+            groups[names[i]] for i in rng.choice(len(names), args.batch, p=chance / chance.sum())
+        ]
+        batch = [group[rng.integers(len(group))] for group in drawn]
         adam.zero_grad()
-        loss = loss_of(school, batch, prefixes_of(prefix, batch))
+        loss = school.loss(batch, prefixes_of(prefix, batch))
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         losses.append(float(loss))
         if len(losses) % 5 == 1:
-            print(
-                f"[{60 * args.minutes * spent:5.0f} s] step {len(losses)} L_C {loss:.4f}",
-                flush=True,
-            )
+            seconds = time.monotonic() - start
+            print(f"[{seconds:5.0f} s] step {len(losses)} L_C {loss:.4f}", flush=True)
+        if len(losses) % EVERY == 0 and (found := examine(prefix)) >= best:
+            best, state = found, _copy(prefix)
+            save_file(state, args.out / "best.safetensors")
+    if losses and examine(prefix) < best:
+        prefix.load_state_dict(state)
     return losses
 
 
+def _spent(steps: int, seconds: float, args: argparse.Namespace) -> float:
+    return max(steps / args.steps, seconds / (60 * args.minutes))
+
+
+def _copy(prefix: Prefix) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in prefix.state_dict().items()}
+
+
 def main() -> None:
-    """Features, start values, training, validation, report."""
+    """Features, start values, training, validation, report, weights with the prefix in them."""
     args = _arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     args.out.mkdir(parents=True, exist_ok=True)
     model = load_weights(args.weights)
-    examples = [e for root in args.data for e in examples_of(root, model, args.limit)]
-    print(f"{len(examples)} examples", flush=True)
+    examples = _examples(args.weights, args)
     path = find_gguf(args.gguf)
     school = School(path)
-    lessons = [school.lesson(e) for e in examples]
-    training = [le for le in lessons if le.example.split == "train"]
-    held = [le for le in lessons if le.example.split == "val"]
-    prefix = model.prefix
-    begin(prefix, school, training)
+    rng = np.random.default_rng(SEED)
+    training = [school.lesson(e, rng) for e in examples if e.split == "train"]
+    held = [school.lesson(e) for e in few([e for e in examples if e.split == "val" and e.shots])]
+    print(f"{len(training)} lessons, {len(held)} to validate", flush=True)
+    prefix, examine = model.prefix, Examination(school, held)
+    if args.start:
+        old = _examples(args.start_weights, args) if args.start_weights else None
+        carry(prefix, args.start, old, training)
+    else:
+        begin(prefix, school, training)
     report: dict[str, Any] = {
         "gguf": path.name, "train": len(training), "val": len(held),
-        "template": accuracy([le.example.guess for le in held], held),
-        "ridge": accuracy(named(school, prefix, held), held),
+        "template": examine.of([le.example.guess for le in held]), "before": examine(prefix),
     }  # fmt: skip
     print(report, flush=True)
-    started = {k: v.clone() for k, v in prefix.state_dict().items()}
-    losses = train(school, prefix, training, args)
+
+    def score(candidate: Prefix) -> float:
+        found = examine(candidate)
+        print(f"    validation {found}", flush=True)
+        return float(found["real"])
+
+    losses = train(school, prefix, training, args, score)
     report |= {"steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-5:]}
-    report["trained"] = accuracy(named(school, prefix, held), held)
-    if (report["trained"] or 0) < (report["ridge"] or 0):
-        prefix.load_state_dict(started)
-    report["kept"] = "trained" if (report["trained"] or 0) >= (report["ridge"] or 0) else "ridge"
-    report["better_than_template"] = (report[report["kept"]] or 0) > (report["template"] or 0)
-    save_file(prefix.state_dict(), args.out / "prefix.safetensors")
+    report["trained"], report["shuffled"] = examine(prefix), examine(Shuffled(prefix))
+    report["better_than_template"] = report["trained"]["real"] > report["template"]["real"]
+    save_file(_copy(prefix), args.out / "prefix.safetensors")
+    extra = {**model.config.extra, "prefix_trained": True, "llm": path.name}
+    model.config = replace(model.config, extra=extra)
+    with safe_open(args.weights, framework="pt") as file:
+        trained = (file.metadata() or {}).get("trained", model.config.trained)
+    trained = trained.replace("language prefix not trained", "language prefix trained")
+    save_weights(model, args.out / "weights.safetensors", trained=trained)
     (args.out / "prefix.json").write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
+
+
+def _examples(weights: Path, args: argparse.Namespace) -> list[Example]:
+    """The examples of all sets and of made defects as these weights see them."""
+    found = [e for root in args.data for e in cached_examples(root, weights, args.limit)]
+    return found + (cached_examples(args.made, weights, None) if args.made else [])
 
 
 def _arguments() -> argparse.Namespace:
@@ -238,11 +262,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="go on from this prefix.safetensors")
+    parser.add_argument("--start-weights", type=Path, help="vision weights --start belongs to")
     parser.add_argument("--gguf", default="auto")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--made", type=int, default=60, help="procedural kinds beside the sets")
     parser.add_argument("--limit", type=int, help="at most this many a category and split")
     return parser.parse_args()
 

@@ -4,6 +4,8 @@ Weights are de-quantised once; nothing of it is trained, gradients only pass to 
 embeddings. Layout is GGUF's own: rotary pairs stand side by side, so no rows are permuted.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -14,7 +16,23 @@ from torch.nn import functional as F
 
 from engines.gguf_file import check_gguf
 
-Kept = list[tuple[Tensor, Tensor]]  # per layer: keys, values (1, kv heads, T, d)
+
+@dataclass(frozen=True)
+class Context:
+    """What rows have read so far: keys and values of every layer, no gradients.
+
+    `layers`: (keys, values) each (B, kv heads, T, d). `seen`: bool (B,T), False on padding.
+    `start`: long (B,), the position of what follows. B = 1 serves every row.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    seen: Tensor
+    start: Tensor
+
+    def expand(self, rows: int) -> "Context":
+        """The same context for each of `rows` rows (views, nothing is copied)."""
+        layers = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers]
+        return Context(layers, self.seen.expand(rows, -1), self.start.expand(rows))
 
 
 class FrozenLlama:
@@ -42,31 +60,47 @@ class FrozenLlama:
         return self.embedding[torch.tensor(ids, dtype=torch.long)]
 
     @torch.no_grad()
-    def keep(self, ids: list[int]) -> Kept:
-        """Keys and values of a fixed prompt, to begin every sequence with."""
-        kept: Kept = []
-        self._run(self.embed(ids)[None], None, kept)
-        return kept
+    def keep(self, rows: Sequence[Sequence[int]], context: Context | None = None) -> Context:
+        """Context of token rows of any lengths, to begin every sequence with, after `context`."""
+        lengths = torch.tensor([len(row) for row in rows])
+        wide = int(lengths.max())
+        padded = torch.stack([self.embed([*row, *[0] * (wide - len(row))]) for row in rows])
+        own: list[tuple[Tensor, Tensor]] = []
+        self._run(padded, context, own)
+        seen = torch.arange(wide) < lengths[:, None]
+        if context is None:
+            return Context(own, seen, lengths)
+        before = context.expand(len(rows))
+        layers = [
+            (torch.cat([k0, k1], 2), torch.cat([v0, v1], 2))
+            for (k0, v0), (k1, v1) in zip(before.layers, own, strict=True)
+        ]
+        return Context(layers, torch.cat([before.seen, seen], 1), before.start + lengths)
 
-    def hidden(self, embeddings: Tensor, kept: Kept | None) -> Tensor:
-        """Last hidden states (B,T,H) after the final norm, for embeddings (B,T,H) after `kept`.
+    def hidden(self, embeddings: Tensor, context: Context | None) -> Tensor:
+        """Last hidden states (B,T,H) after the final norm, for embeddings (B,T,H) after `context`.
 
         Shorter rows may be padded at their end: the causal mask keeps padding from what precedes.
         """
-        return self._norm(self._run(embeddings, kept, None), "output_norm.weight")
+        return self._norm(self._run(embeddings, context, None), "output_norm.weight")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (...,V) of hidden states (...,H)."""
         return hidden @ self._output.T
 
-    def _run(self, x: Tensor, kept: Kept | None, out: Kept | None) -> Tensor:
-        past = kept[0][0].shape[2] if kept else 0
+    def _run(
+        self, x: Tensor, context: Context | None, out: list[tuple[Tensor, Tensor]] | None
+    ) -> Tensor:
         steps = x.shape[1]
-        angles = self._angles(past, steps)
-        causal = torch.ones(steps, past + steps, dtype=torch.bool).tril(past)
+        start = context.start if context else torch.zeros(1, dtype=torch.long)
+        angles = self._angles(start, steps)
+        mask = torch.ones(1, 1, steps, steps, dtype=torch.bool).tril()
+        if context:
+            seen = context.seen[:, None, None, :].expand(-1, 1, steps, -1)
+            mask = torch.cat([seen, mask.expand(len(seen), -1, -1, -1)], 3)
         for layer in range(self.header.layers):
-            before = kept[layer] if kept else None
-            x = x + self._attention(x, layer, angles, causal, before, out)
+            before = context.layers[layer] if context else None
+            x = x + self._attention(x, layer, angles, mask, before, out)
             x = x + self._mlp(x, layer)
         return x
 
@@ -75,9 +109,9 @@ class FrozenLlama:
         x: Tensor,
         layer: int,
         angles: Tensor,
-        causal: Tensor,
+        mask: Tensor,
         before: tuple[Tensor, Tensor] | None,
-        out: Kept | None,
+        out: list[tuple[Tensor, Tensor]] | None,
     ) -> Tensor:
         h = self._norm(x, f"blk.{layer}.attn_norm.weight")
         q = self._heads(h, f"blk.{layer}.attn_q.weight", self.heads)
@@ -89,7 +123,7 @@ class FrozenLlama:
         if before is not None:
             k = torch.cat([before[0].expand(len(x), -1, -1, -1), k], 2)
             v = torch.cat([before[1].expand(len(x), -1, -1, -1), v], 2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, enable_gqa=True)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         merged = y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
         return merged @ self._w[f"blk.{layer}.attn_output.weight"].T
 
@@ -106,14 +140,15 @@ class FrozenLlama:
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self._w[name]
 
-    def _angles(self, start: int, steps: int) -> Tensor:
+    def _angles(self, start: Tensor, steps: int) -> Tensor:
+        """Rotary angles (B,1,T,d/2) of positions from `start` (B,) on."""
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
-        positions = torch.arange(start, start + steps, dtype=torch.float64)
-        return (positions[:, None] * self.base**-exponents).float()  # (T, d/2)
+        positions = (start[:, None] + torch.arange(steps)).double()
+        return (positions[:, None, :, None] * self.base**-exponents).float()
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions on x (B,heads,T,d) with angles (T,d/2), pairs side by side."""
+    """Rotary positions on x (B,heads,T,d) with angles (B or 1,1,T,d/2), pairs side by side."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)

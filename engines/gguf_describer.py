@@ -166,7 +166,7 @@ class LlmDescriber:
             return [self._model.tokenize(frame.without_prefix(speech.found))]
         embeddings = self._prefix([speech.request])[0]
         pieces: list[Piece] = [
-            self._model.tokenize(frame.before_image()),
+            self._model.tokenize(frame.before_image(speech.found)),
             embeddings[:IMAGE_TOKENS],
             self._model.tokenize(END_IMAGE),
             embeddings[IMAGE_TOKENS:],

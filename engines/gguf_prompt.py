@@ -4,7 +4,8 @@ The sequence is the paper's (III-D, MODEL.md section 4): image, text, map and le
 and a question. In the model's own template the instruction comes first, so that its KV state can
 be kept for every part; in the paper's order (`### Human: <Img>...`) the image comes early and
 little can be kept. The findings of the map stand beside the embeddings as text, because the
-description must be right: a small model copies what it reads better than it recalls.
+description must be right: a small model copies what it reads better than it recalls. What the
+map cannot say, the kind of the defect, is what the embeddings are for.
 """
 
 import json
@@ -82,22 +83,23 @@ def findings(request: DescribeRequest, facts: Facts, *, model_chooses: bool) -> 
 def findings_text(f: Findings) -> str:
     """The findings as the prompt shows them, in the answer's own keys and order."""
     kinds = ", ".join(f.kinds) or NONE
-    known = "" if f.category is None else f',"category":"{f.category}"'
-    return f"part: {f.noun}; kinds: {kinds}\n{_fields(f)}{known}\n"
+    return f"part: {f.noun}; kinds: {kinds}\n{_fields(f, f.category)}\n"
 
 
-def _fields(f: Findings) -> str:
+def _fields(f: Findings, category: str | None) -> str:
     yes = "yes" if f.defective else "no"
+    known = "" if category is None else f',"category":"{category}"'
     return (
-        f'"defective":"{yes}","count":{f.count},"location":"{f.location}","shape":"{f.shape}",'
-        f'"size_mm_or_px":"{f.size}","colour":"{f.colour}","confidence":"{f.confidence}"'
+        f'"defective":"{yes}"{known},"count":{f.count},"location":"{f.location}",'
+        f'"shape":"{f.shape}","size_mm_or_px":"{f.size}","colour":"{f.colour}",'
+        f'"confidence":"{f.confidence}"'
     )
 
 
 def answer_text(f: Findings, category: str) -> str:
     """The answer that is right for these findings: the examples' and the training's target."""
     sentence = answer_sentence(f, category)
-    return f'{{{_fields(f)},"category":"{category}","sentence":"{sentence}"}}'
+    return f'{{{_fields(f, category)},"sentence":"{sentence}"}}'
 
 
 def answer_sentence(f: Findings, category: str) -> str:
@@ -109,6 +111,9 @@ def sentences(f: Findings, category: str) -> tuple[str, ...]:
     """The ways to say one set of fields; the first is what examples and training show."""
     if not f.defective:
         return f"The {f.noun} shows no visible defect.", f"No defect is seen on the {f.noun}."
+    if f.count == 0:
+        why = "no single place stands out."
+        return f"The {f.noun} is over its limit, but {why}", f"Over the limit, but {why}"
     look = f"{f.colour} {category}"
     rest = f"{place_words(f.location)}, about {f.size} long."
     if f.count == 1:
@@ -117,18 +122,22 @@ def sentences(f: Findings, category: str) -> tuple[str, ...]:
     return f"The {f.noun} has {f.count} defects, {rest}", f"{f.count} defects are seen, {rest}"
 
 
-def examples(*, image: bool) -> str:
+def examples(*, image: bool, first: bool = False) -> str:
     """Worked examples: what makes a 135M model keep to the form.
 
     With `image` the kind stands as a word where a part's image embedding will stand, and not in
-    the findings: that is how the model learns what the embedding is for.
+    the findings: that is how the model learns what the embedding is for. `first`: the image comes
+    before the findings (the paper's order).
     """
-    return "".join(
-        (f"{IMAGE} {f.category}{END_IMAGE}\n" if image else "")
-        + findings_text(replace(f, category=None) if image else f)
-        + f"{answer_text(f, f.category or ANOMALY)}\n\n"
-        for f in _EXAMPLES
-    )
+    return "".join(_example(f, image, first) for f in _EXAMPLES)
+
+
+def _example(f: Findings, image: bool, first: bool) -> str:
+    answer = f"{answer_text(f, f.category or ANOMALY)}\n\n"
+    if not image:
+        return findings_text(f) + answer
+    shown, told = f"{IMAGE} {f.category}{END_IMAGE}\n", findings_text(replace(f, category=None))
+    return shown + told + answer if first else told + shown + answer
 
 
 @dataclass(frozen=True)
@@ -140,19 +149,20 @@ class Frame:
     image_first: bool
     image: bool = False  # a trained prefix is there: the examples show what it is for
 
-    def before_image(self) -> str:
-        """The part's first own text (before the image embedding)."""
-        return "" if self.image_first else IMAGE
+    def before_image(self, f: Findings) -> str:
+        """The part's own text before the image embedding."""
+        return "" if self.image_first else findings_text(f) + IMAGE
 
     def after_prefix(self, f: Findings) -> str:
         """The text after the last embedding."""
-        early = INSTRUCTION + examples(image=self.image) if self.image_first else "\n"
-        return early + findings_text(f) + self.tail
+        return self._early() + findings_text(f) + self.tail if self.image_first else self.tail
 
     def without_prefix(self, f: Findings) -> str:
         """The part's text when no embeddings are given."""
-        early = INSTRUCTION + examples(image=self.image) if self.image_first else ""
-        return early + findings_text(f) + self.tail
+        return (self._early() if self.image_first else "") + findings_text(f) + self.tail
+
+    def _early(self) -> str:
+        return INSTRUCTION + examples(image=self.image, first=True)
 
 
 def own_turns(
@@ -182,17 +192,17 @@ def fields_grammar(kinds: Sequence[str]) -> str:
     Every field is bounded, so that the longest answer fits 128 tokens.
     """
     bad = (
-        _literal('{"defective":"yes","count":'), "[1-9] [0-9]? [0-9]?",
+        _literal('{"defective":"yes","category":"'), _any(tuple(dict.fromkeys((*kinds, ANOMALY)))),
+        _literal('","count":'), '("0" | [1-9] [0-9]? [0-9]?)',
         _literal(',"location":"'), _any(LOCATIONS), _literal('","shape":"'), _any(SHAPES),
         _literal('","size_mm_or_px":"'), '[0-9]{1,5} ("." [0-9])? (" px" | " mm")',
         _literal('","colour":"'), _any(COLOURS), _literal('","confidence":"'), "sure",
-        _literal('","category":"'), _any(tuple(dict.fromkeys((*kinds, ANOMALY)))),
         _literal(SENTENCE),
     )  # fmt: skip
     good = (
-        _literal('{"defective":"no","count":0,"location":"none","shape":"none",'),
-        _literal('"size_mm_or_px":"0 px","colour":"none","confidence":"'), "sure",
-        _literal('","category":"none' + SENTENCE),
+        _literal('{"defective":"no","category":"none","count":0,"location":"none",'),
+        _literal('"shape":"none","size_mm_or_px":"0 px","colour":"none","confidence":"'), "sure",
+        _literal(SENTENCE),
     )  # fmt: skip
     sure = _any(("low", "medium", "high"))
     return f"root ::= {' '.join(bad)} | {' '.join(good)}\nsure ::= {sure}"
@@ -218,14 +228,14 @@ def one_of(texts: Sequence[str]) -> str:
 
 # Between these texts stand the slots that the model fills.
 _BAD = (
-    '{"defective":"', '","count":', ',"location":"', '","shape":"', '","size_mm_or_px":"',
-    '","colour":"', '","confidence":"', '","category":"', SENTENCE,
+    '{"defective":"', '","category":"', '","count":', ',"location":"', '","shape":"',
+    '","size_mm_or_px":"', '","colour":"', '","confidence":"', SENTENCE,
 )  # fmt: skip
 _GOOD = (
     '{"defective":"',
-    '","count":0,"location":"none","shape":"none","size_mm_or_px":"0 px","colour":"none",'
-    '"confidence":"',
-    '","category":"none' + SENTENCE,
+    '","category":"none","count":0,"location":"none","shape":"none","size_mm_or_px":"0 px",'
+    '"colour":"none","confidence":"',
+    SENTENCE,
 )
 
 

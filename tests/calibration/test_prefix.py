@@ -42,8 +42,18 @@ def test_its_logits_are_those_of_the_model_that_speaks(path, frozen):
 def test_a_kept_prompt_changes_nothing(frozen):
     with torch.no_grad():
         whole = frozen.hidden(frozen.embed(IDS)[None], None)[0, 15:]
-        after = frozen.hidden(frozen.embed(IDS[15:])[None], frozen.keep(IDS[:15]))[0]
+        after = frozen.hidden(frozen.embed(IDS[15:])[None], frozen.keep([IDS[:15]]))[0]
     assert torch.allclose(whole, after, atol=1e-4)
+
+
+def test_rows_of_different_lengths_each_go_on_after_their_own_context(frozen):
+    shared = frozen.keep([IDS[:9]])
+    rows, more = [IDS[9:20], IDS[9:14]], frozen.embed(IDS[20:30])[None].expand(2, -1, -1)
+    with torch.no_grad():
+        beside = frozen.hidden(more, frozen.keep(rows, shared))
+        for i, row in enumerate(rows):
+            alone = frozen.hidden(frozen.embed([*IDS[:9], *row, *IDS[20:30]])[None], None)[0, -10:]
+            assert torch.allclose(beside[i], alone, atol=1e-4)
 
 
 def test_padding_at_the_end_changes_nothing_before_it(frozen):

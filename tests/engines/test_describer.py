@@ -24,6 +24,7 @@ from engines.gguf_prompt import (
     forced,
     parse,
     plain,
+    wordings,
 )
 
 NOUNS = ("magnetic tile", "solar cell", "ball screw", "printed circuit board")
@@ -153,7 +154,7 @@ def test_the_grammar_forbids_what_is_not_in_its_lists(model):
         (answer, True),
         (answer.replace('"top"', '"roof"'), False),
         (answer.replace("crack", "unicorn"), False),
-        (answer.replace('"count":1', '"count":0'), False),
+        (answer.replace('"count":1', '"count":-1'), False),
     ):
         fields = text[: text.index('"sentence"')]
         rules = Grammar(model, fields_grammar(("crack",)))
@@ -171,6 +172,15 @@ def test_forced_text_always_leads_to_the_right_answer():
         for at in range(len(fields)):
             rest = forced(fields[:at])
             assert fields.startswith(fields[:at] + rest)
+
+
+def test_a_defective_part_without_a_region_is_given_no_place_in_its_sentence():
+    f = Findings("plate", (), True, 0, "top", "spot", "0 px", "grey", "low", "anomaly")
+    fields = answer_text(f, "anomaly")
+    fields = fields[: fields.index('"sentence":"') + len('"sentence":"')]
+    for ending in wordings(fields, "plate"):
+        sentence = ending.removesuffix('"}')
+        assert "no single place" in sentence and "top" not in sentence
 
 
 def test_an_answer_that_is_no_json_is_refused():
