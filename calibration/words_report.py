@@ -2,17 +2,18 @@
 
 `python -m calibration.words_report --bundle nano --data SET... --out build/reports/words`
 
-Per set: references and a conformal threshold from train normals, every validation part through the
-engine, those not OK (and as many OK ones) through the describer. Reported: yes/no accuracy of the
-words beside the detector's own, agreement of the place with the mask, kinds, contradictions,
-answers that were no valid JSON; and a page with twenty parts beside their words.
+Per set: references and a conformal threshold from train normals as `station enroll` takes them,
+every validation part through the engine and the describer. Reported: yes/no accuracy of the words
+beside the detector's own, agreement of the place with the mask, kinds, contradictions, answers
+that were no valid JSON; and a page with twenty parts beside their words. `--prefix` tells whether
+the model looks at its embeddings: fed as trained, none, or those of another part.
 """
 
 import argparse
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.coreset import reduce_memory
 from calibration.datasets import Dataset, Sample, load_dataset, read_image, read_mask
+from calibration.enroll import DEFAULT_MODE
 from calibration.thresholds import conformal_threshold
 from engines.bundle import Bundle, load_bundle
 from engines.consistency import contradiction
@@ -30,7 +33,8 @@ from engines.facts import EVERYWHERE, Area, half_peak_level, location_word, touc
 from engines.preprocess import Box, to_tiles
 from engines.text import TextEncoder
 
-SHOTS, HELD = 4, 40
+SHOTS, HELD, CORESET = 16, 40, 4
+LEAST_PX = 20  # a mask with fewer pixels (MT's grey rims) says nothing about a place
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Said:
     @property
     def place_right(self) -> bool | None:
         """Whether the named cell holds some of the defect; None where there is nothing to find."""
-        if not self.words.defective or not self.mask.any():
+        if not self.words.defective or self.mask.sum() < LEAST_PX:
             return None
         if self.words.location == EVERYWHERE:
             return location_word(self.mask) == EVERYWHERE or bool(self.mask.mean() > 0.2)
@@ -53,38 +57,44 @@ class Said:
 
 
 class Inspector:
-    """Engine, memory and threshold of one set, made from its train normals."""
+    """Engine, memory and threshold of one product, made from good parts (BGR u8)."""
 
-    def __init__(self, dataset: Dataset, bundle: Bundle, mode: str) -> None:
-        self.dataset = dataset
-        self.kinds = tuple(sorted({s.category for s in dataset.samples if not s.normal}))
-        self.anchors = TextEncoder.open(bundle).anchors(dataset.noun)
+    def __init__(
+        self,
+        noun: str,
+        kinds: Sequence[str],
+        good: Sequence[NDArray[np.uint8]],
+        bundle: Bundle,
+        mode: str = DEFAULT_MODE,
+    ) -> None:
+        self.noun, self.kinds = noun, tuple(kinds)
+        phrases = [f"{{}} with a {kind}" for kind in kinds]
+        self.anchors = TextEncoder.open(bundle).anchors(noun, phrases)
         self.detector = Detector.open(bundle, mode, threads=1)  # type: ignore[arg-type]
         self.detector.bind(None, self.anchors[None])
-        normals = dataset.of("train", normal=True)
-        step = max(1, len(normals) // (SHOTS + HELD))
-        chosen = normals[::step][: SHOTS + HELD]
-        tokens = [self.run(read_image(s)).tokens for s in chosen[:SHOTS]]
-        taps = tuple(np.concatenate([t[i] for t in tokens])[None] for i in range(3))
-        self.detector.bind(Memory(taps), self.anchors[None])  # type: ignore[arg-type]
-        scores = [float(self.run(read_image(s)).score[0]) for s in chosen[SHOTS:]]
+        tokens = [self.run(image).tokens for image in good[:SHOTS]]
+        taps = [np.concatenate([t[i] for t in tokens])[None] for i in range(3)]
+        memory = Memory((taps[0], taps[1], taps[2]))
+        if mode == "bank":
+            memory, _ = reduce_memory(memory, CORESET)
+        self.detector.bind(memory, self.anchors[None])
+        scores = [float(self.run(image).score[0]) for image in good[SHOTS:]]
         self.threshold = conformal_threshold(scores).value
 
     def run(self, image: NDArray[np.uint8]) -> Answer:
         """The engine's answer for a whole picture."""
         return self.detector.run(to_tiles(image, (Box(0, 0, image.shape[1], image.shape[0]),)))
 
-    def request(self, sample: Sample) -> DescribeRequest:
+    def request(self, part_id: str, image: NDArray[np.uint8]) -> DescribeRequest:
         """The describer's request for a part, with the detector's own verdict."""
-        image = read_image(sample)
         answer = self.run(image)
         high, wide = image.shape[:2]
         heat, score = np.asarray(answer.map[0], np.float32), float(answer.score[0])
         scale = min(1.0, 240 / max(high, wide))
         size = (max(1, round(wide * scale)), max(1, round(high * scale)))
         return DescribeRequest(
-            part_id=f"{self.dataset.name}/{sample.image.name}",
-            noun=self.dataset.noun,
+            part_id=part_id,
+            noun=self.noun,
             verdict="OK" if score <= self.threshold else "NG",
             score=score,
             threshold=self.threshold,
@@ -117,6 +127,7 @@ def figures(said: Sequence[Said], threshold: float) -> dict[str, Any]:
         "place": mean([s.place_right for s in bad]),
         "place_parts": sum(s.place_right is not None for s in bad),
         "kind": mean([s.words.category == s.sample.category for s in found]),
+        "kind_balanced": _balanced(found),
         "by_model": mean([s.words.source == "llm" for s in said]),
         "invalid": sum("whole answer" in (s.words.note or "") for s in said),
         "contradictions": sum(s.words.contradiction is not None for s in said),
@@ -124,28 +135,65 @@ def figures(said: Sequence[Said], threshold: float) -> dict[str, Any]:
     }
 
 
+def _balanced(found: Sequence[Said]) -> float | None:
+    """Share of right kinds, each kind weighing the same."""
+    kinds = {s.sample.category for s in found}
+    shares = [
+        np.mean([s.words.category == kind for s in found if s.sample.category == kind])
+        for kind in kinds
+    ]
+    return round(float(np.mean(shares)), 4) if shares else None
+
+
+def inspector_of(dataset: Dataset, bundle: Bundle, mode: str) -> Inspector:
+    """The inspector of a labelled set, from its good train parts."""
+    normals = dataset.of("train", normal=True)
+    step = max(1, len(normals) // (SHOTS + HELD))
+    good = [read_image(s) for s in normals[::step][: SHOTS + HELD]]
+    kinds = sorted({s.category for s in dataset.samples if not s.normal})
+    return Inspector(dataset.noun, kinds, good, bundle, mode)
+
+
+def speak(
+    requests: Sequence[DescribeRequest], bundle: Bundle, backend: str, prefix: str
+) -> list[Description]:
+    """Descriptions of requests, held against the map. `prefix`: fed, none or shuffled."""
+    if prefix == "shuffled":
+        bad = [i for i, r in enumerate(requests) if r.defective]
+        other = dict(zip(bad, bad[len(bad) // 2 :] + bad[: len(bad) // 2], strict=True))
+        shown = [
+            replace(r, cls=requests[other.get(i, i)].cls, f_out=requests[other.get(i, i)].f_out)
+            for i, r in enumerate(requests)
+        ]
+    else:
+        shown = list(requests)
+    path = None if prefix == "none" else str(bundle.file("prefix.onnx"))
+    settings = DescriberSettings(prefix=path, backend=backend, batch=4, deadline_s=10_000)  # type: ignore[arg-type]
+    describer = open_describer(settings)
+    words = describer.describe_many(shown)
+    describer.close()
+    return [
+        w.model_copy(update={"contradiction": contradiction(w, r.facts())})
+        for w, r in zip(words, requests, strict=True)
+    ]
+
+
 def describe_set(
     root: Path, args: argparse.Namespace, bundle: Bundle
 ) -> tuple[str, list[Said], float]:
     """Validation parts of one set in words: at most `limit`, half of them good ones."""
     dataset = load_dataset(root)
-    inspector = Inspector(dataset, bundle, args.mode)
+    inspector = inspector_of(dataset, bundle, args.mode)
     bad, good = dataset.of("val", normal=False), dataset.of("val", normal=True)
     half = args.limit // 2
     samples = [*_spread(bad, half), *_spread(good, args.limit - half)]
-    requests = [inspector.request(s) for s in samples]
-    settings = DescriberSettings(
-        prefix=str(bundle.file("prefix.onnx")), backend=args.backend, batch=4, deadline_s=10_000
-    )
-    describer = open_describer(settings)
-    words = describer.describe_many(requests)
-    describer.close()
+    requests = [inspector.request(f"{dataset.name}/{s.image.name}", read_image(s)) for s in samples]
     said = []
+    words = speak(requests, bundle, args.backend, args.prefix)
     for sample, request, spoken in zip(samples, requests, words, strict=True):
-        marked = spoken.model_copy(update={"contradiction": contradiction(spoken, request.facts())})
         shape = read_image(sample).shape[:2]
         mask = read_mask(sample, shape) if sample.located else np.zeros(shape, np.bool_)
-        said.append(Said(sample, mask, request, marked))
+        said.append(Said(sample, mask, request, spoken))
     return dataset.name, said, inspector.threshold
 
 
@@ -186,7 +234,8 @@ def main() -> None:
     parser.add_argument("--bundle", default="nano")
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("build/reports/words"))
-    parser.add_argument("--mode", default="nearest")
+    parser.add_argument("--mode", default=DEFAULT_MODE)
+    parser.add_argument("--prefix", choices=["fed", "none", "shuffled"], default="fed")
     parser.add_argument("--backend", choices=["auto", "template"], default="auto")
     parser.add_argument("--limit", type=int, default=10_000, help="parts a set")
     args = parser.parse_args()
@@ -198,7 +247,7 @@ def main() -> None:
         report[name] = figures(said, threshold)
         everything += said
         print(name, json.dumps(report[name]), flush=True)
-    (args.out / "words.json").write_text(json.dumps(report, indent=1))
+    (args.out / f"words-{args.prefix}.json").write_text(json.dumps(report, indent=1))
     page(everything, args.out)
     print(f"{args.out}/index.html")
 
