@@ -1,8 +1,9 @@
 """The encoder of both presets side by side: PyTorch eager, ONNX Runtime FP32 and INT8.
 
-    python -m benchmarks.encoder [--presets paper nano] [--rounds 5]
+    python -m benchmarks.encoder [--presets paper nano] [--rounds 5] [--folder DIR] [--prepare]
 
-`paper` runs with seeded random weights: its time does not depend on them.
+`paper` runs with seeded random weights: its time does not depend on them. Making its engines takes
+a minute: --folder keeps them, --prepare makes them and measures nothing.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from export.gate_frames import drawn_sets, to_tile
 from export.graph import Graph, WeightStore
 from export.model import SpgddGpt
 from export.model.weights import load_weights, save_weights
-from export.quantise import SCHEMES, Scheme, quantised
+from export.quantise import SCHEMES, Scheme, quantised_encoder
 
 U8 = NDArray[np.uint8]
 
@@ -55,26 +56,40 @@ def runtime(path: Path, name: str, picture: U8, threads: int) -> Case:
 
 def int8(folder: Path, store: WeightStore, model: SpgddGpt, scheme: Scheme) -> Path:
     """An INT8 twin of the encoder alone."""
-    graph = compose.encoder(Graph(store, inline=True), model.config)
-    tiles = [t for s in drawn_sets() for t in s.held_out[:3]]
     path = folder / f"encoder.{scheme}.onnx"
-    onnx.save(quantised(graph, store, scheme, tiles, model.config, {}), path)
+    tiles = [t for s in drawn_sets() for t in s.held_out[:3]]
+    onnx.save(quantised_encoder(store, scheme, tiles, model.config), path)
     return path
 
 
-def encoder_cases(preset: str, folder: Path, threads: int) -> list[Case]:
-    """Every candidate for one preset."""
+def prepare(preset: str, folder: Path) -> None:
+    """Weights and every encoder of one preset, unless they are there."""
     weights = folder / "weights.safetensors"
+    if (folder / "done").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     if preset == "nano":
         weights.write_bytes(load_bundle("nano").file("weights.safetensors").read_bytes())
     else:
         save_weights(SpgddGpt.create(preset), weights)
-    model, store, picture = load_weights(weights), WeightStore(weights), tile()
+    model, store = load_weights(weights), WeightStore(weights)
     plain = folder / "encoder.onnx"
     onnx.save(compose.encoder(Graph(store), model.config).model("encoder"), plain)
-    cases = [eager(model, picture), runtime(plain, "ONNX Runtime FP32", picture, threads)]
     for scheme in SCHEMES:
-        path = int8(folder, store, model, scheme)
+        int8(folder, store, model, scheme)
+    (folder / "done").touch()
+
+
+def encoder_cases(preset: str, folder: Path, threads: int) -> list[Case]:
+    """Every candidate for one preset."""
+    prepare(preset, folder)
+    picture = tile()
+    cases = [
+        eager(load_weights(folder / "weights.safetensors"), picture),
+        runtime(folder / "encoder.onnx", "ONNX Runtime FP32", picture, threads),
+    ]
+    for scheme in SCHEMES:
+        path = folder / f"encoder.{scheme}.onnx"
         cases.append(runtime(path, f"ONNX Runtime {scheme}", picture, threads))
     return cases
 
@@ -86,6 +101,8 @@ def detector_cases(threads: int) -> list[Case]:
     cases = []
     for mode in ("position", "nearest", "bank"):
         for entry in bundle.engines("detector", mode):
+            if entry.precision in ("fp16", "bf16"):
+                continue  # for GPUs: benchmarks/gpu.py
             detector = Detector(bundle, entry, "ort-cpu", threads)
             detector.bind(None, anchors)
             tokens = detector.run(picture).tokens
@@ -111,20 +128,27 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["paper", "nano"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="keep the engines here")
+    parser.add_argument("--prepare", action="store_true", help="make them, measure nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
-    for preset in args.presets:
-        with tempfile.TemporaryDirectory() as folder:
-            cases = encoder_cases(preset, Path(folder), args.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = args.folder or Path(temporary)
+        for preset in args.presets:
+            if args.prepare:
+                prepare(preset, base / preset)
+                continue
+            cases = encoder_cases(preset, base / preset, args.threads)
             rows += rows_of(preset, measure(cases, rounds=args.rounds, warmup=1))
+    if args.prepare:
+        return
     whole = measure(detector_cases(args.threads), rounds=max(args.rounds, 15))
     rows += [{**r, "what": r["what"].strip(), "times eager": None} for r in rows_of("", whole)]
     notes = [
         "'times eager' is the median over the rounds of the ratio inside one round.",
-        "INT8 quantises the linear layers of the transformer only. Other programs on the machine "
-        "slow PyTorch eager more than ONNX Runtime (see the load above): read the ratios on an "
-        "idle machine.",
+        "INT8 quantises the linear layers of the transformer only; weights have 7 bits, so that "
+        "products cannot saturate on a CPU without VNNI.",
     ]
     plot = bar_plot("encoder", {r["what"]: r["median ms"] for r in rows}, "ms per tile", log=True)
     publish(Report("encoder", "Encoder and detector", rows, notes, args.threads, plot=plot))

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from engines.bundle import Bundle, EngineEntry
+from engines.cuda import gpu_here, missing
 from engines.errors import EngineError
 from engines.session import RuntimeInfo, runtimes, thread_count
 
@@ -94,13 +95,14 @@ def _key(options: Sequence[tuple[EngineEntry, str]]) -> str:
     thread, and a recipe must find the engine that enrolled it.
     """
     packages = []
-    for name in ("onnxruntime", "onnxruntime-gpu", "openvino"):
+    for name in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx_cu13"):
         try:
             packages.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
     facts = [[f"{e.sha256} {e.precision} {r}" for e, r in options], packages]
-    text = json.dumps([facts, _processor(), thread_count()])
+    gpu = vars(gpu_here()) if not missing() else None
+    text = json.dumps([facts, _processor(), thread_count(), gpu])
     return sha256(text.encode()).hexdigest()[:16]
 
 

@@ -10,9 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.cuda import missing
 from engines.errors import EngineError
 
 Array = NDArray[Any]
+TENSORRT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Runtime -> Python package."""
 MAX_THREADS = 4
 """More threads gain little on 226 tokens and take cores from the camera and the ledger."""
 
@@ -43,9 +46,8 @@ def _cuda_info() -> RuntimeInfo:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         reason = f"onnxruntime {ort.__version__} here is the CPU build (extra 'gpu' has CUDA)"
         return RuntimeInfo("ort-cuda", False, reason, precisions)
-    if not Path("/dev/nvidiactl").exists():
-        return RuntimeInfo("ort-cuda", False, "no NVIDIA driver or GPU on this machine", precisions)
-    return RuntimeInfo("ort-cuda", True, f"onnxruntime {ort.__version__}", precisions)
+    gone = missing()
+    return RuntimeInfo("ort-cuda", not gone, gone or f"onnxruntime {ort.__version__}", precisions)
 
 
 def _cpu_info() -> RuntimeInfo:
@@ -55,26 +57,24 @@ def _cpu_info() -> RuntimeInfo:
     return RuntimeInfo("ort-cpu", True, f"onnxruntime {ort.__version__}", ("fp32", "int8"))
 
 
-def _package_info(name: str, package: str, missing: str, rest: str) -> RuntimeInfo:
+def _tensorrt_info(name: str, package: str, how: str) -> RuntimeInfo:
+    precisions = ("fp16", "bf16")
     if importlib.util.find_spec(package) is None:
-        return RuntimeInfo(name, False, missing)
-    if name.startswith("tensorrt") and not Path("/dev/nvidiactl").exists():
-        return RuntimeInfo(name, False, "can build engines here, but loading one needs a GPU")
-    return RuntimeInfo(name, False, rest)
+        return RuntimeInfo(name, False, f"{package} is not installed ({how})", precisions)
+    gone = missing()
+    if gone:
+        reason = f"builds engines here (export --target), but to run them: {gone}"
+        return RuntimeInfo(name, False, reason, precisions)
+    return RuntimeInfo(name, True, package, precisions)
 
 
 def runtimes() -> list[RuntimeInfo]:
     """Every runtime in order of preference, each with its reason."""
     from engines.openvino_session import openvino_info
 
-    todo = "installed, but the station does not run through it yet; ONNX Runtime is used"
     return [
-        _package_info(
-            "tensorrt", "tensorrt", "tensorrt is not installed (NVIDIA's own package index)", todo
-        ),
-        _package_info(
-            "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13 is not installed (extra 'gpu')", todo
-        ),
+        _tensorrt_info("tensorrt", "tensorrt", "NVIDIA's own package index"),
+        _tensorrt_info("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13, extra 'gpu'"),
         _cuda_info(),
         openvino_info(),
         _cpu_info(),
@@ -187,4 +187,19 @@ def open_session(
         from engines.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, threads, precision, callers)
+    if runtime in TENSORRT:
+        return _tensorrt_session(path, runtime, precision)
+    if runtime == "ort-cuda" and precision != "fp32":
+        from engines.cuda_graph import CudaGraphSession
+
+        return CudaGraphSession(path)
     return Session(path, runtime, threads)
+
+
+def _tensorrt_session(path: Path, runtime: str, precision: str) -> AnySession:
+    """The engine kept for this GPU, made ahead of time beside the bundle, or built now."""
+    from engines.negotiate import cache_folder
+    from engines.tensorrt_session import open_tensorrt
+
+    ahead = path.parent.with_name(path.parent.name + ".tensorrt")
+    return open_tensorrt(path, precision, TENSORRT[runtime], cache_folder() / "tensorrt", ahead)

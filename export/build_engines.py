@@ -8,14 +8,16 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle import load_bundle
 from engines.errors import EngineError, StationError
+from engines.tensorrt import TARGETS
 from export import compose
-from export.build_tensorrt import build_all
+from export.build_gpu import HALVES, build_ahead, build_gpu, drop_twins
 from export.build_weights import WeightsRequest, prepare_weights
 from export.bundle_writer import (
     WEIGHTS,
@@ -24,7 +26,6 @@ from export.bundle_writer import (
     write_engine,
     write_frames,
     write_prompts,
-    write_reference,
 )
 from export.gate_frames import gate_sets
 from export.gate_run import run_gate
@@ -33,8 +34,8 @@ from export.model.config import ModelConfig
 from export.model.memory import MODES
 from export.model.weights import load_weights
 from export.progress import Progress
-from export.quantise import SCHEMES, quantised
-from export.tensorrt import TARGETS
+from export.quantise import SCHEMES, quantised_encoder, shared_weights
+from export.reference import write_reference
 
 DECIDES = ("bundle", "detector", "preprocess", "selftest", "text")
 """Modules of `engines` that decide what a bundle holds."""
@@ -42,27 +43,42 @@ DECIDES = ("bundle", "detector", "preprocess", "selftest", "text")
 MANUAL = """\
 Builds a bundle: the folder a station runs from, made once per model.
 
-What happens, in this order:
+What happens, in this order; each line of progress shows step, seconds and what was done:
   1. weights    read, checked, rounded to FP16 and written once (weights.safetensors)
   2. engines    encoder, text, tddf, msspmm (3 modes), head, prefix, and the fused detector of each
                 mode; graphs refer to the weights, they do not copy them
-  3. gate       every detector against PyTorch on full-size frames: cosine per token, distances,
-                map, score, AUC, verdicts, latency; what fails is not shipped and the reason kept
-  4. reference  raw outputs on drawn frames for the boot self-test
-  5. manifest   hashes and every measured figure; written last
+  3. INT8       (unless --no-int8) the tower twice, quantised: dynamic, and static calibrated with
+                the good frames of --data; grafted into the detector of each mode
+  4. GPU        (with --gpu or --target) loop-free detectors with FP16 and with BF16 products
+  5. gate       every detector against PyTorch on 36 full-size frames: cosine per token, distances,
+                map, score, AUC, verdicts, latency. What fails is not shipped: the reason, the
+                figures and the first layer that drifted stay in the manifest. GPU engines are
+                judged with their rounding emulated on this CPU
+  6. reference  raw outputs on drawn frames for the boot self-test
+  7. manifest   hashes and every measured figure; written last
+  8. beside it  TensorRT engines (--target), a language model (--llm)
 
 Nothing is rebuilt that is up to date: same weights, same code, same options, same files.
+Minutes on 2 cores: nano about 1 (2 with INT8), paper about 3 (6 with INT8), and 2 GB of memory.
 
 examples:
-  python -m export.build_engines --preset nano --out engines/bundles/nano
-  python -m export.build_engines --preset nano --weights trained.safetensors --out DIR
-  python -m export.build_engines --preset paper --out DIR \\
+  the shipped model again, from its own weights
+    python -m export.build_engines --preset nano --out engines/bundles/nano
+  nano with weights you trained
+    python -m export.build_engines --preset nano --weights trained.safetensors --out DIR
+  the paper's towers from OpenCLIP, with this project's own trained parts
+    python -m export.build_engines --preset paper --out DIR \\
       --checkpoint vit_b_16_plus_240-laion400m_e32-699c4b84.pt --parts own.safetensors
-  python -m export.build_engines --preset nano --out DIR --tensorrt sm89   (no GPU needed)
+  for a station with an RTX 4090 (sm89) and one with an RTX 5090 (sm120), built without any GPU
+    python -m export.build_engines --preset nano --out DIR --target sm89 sm120
 
 A checkpoint is checked: a .pt file against the eight hex digits in its own name, any other file
 against --sha256. Epoch 31 is refused by name: open_clip 3.3.0 serves it for the tag of epoch 32.
+
+exit codes: 0 built or up to date; 2 the command line is wrong; 5 anything else, in one sentence.
 """
+
+CARDS = "sm75 RTX 20, sm80 A100, sm86 RTX 30, sm89 RTX 40 and L4, sm120 RTX 50, sm121 GB10"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,48 +90,53 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--preset", choices=("nano", "paper"), default="nano", help="which model")
     p.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    weights = p.add_argument_group("weights")
-    weights.add_argument(
-        "--weights", type=Path, metavar="FILE",
-        help="weights file of this project (default: the shipped one, else random weights)",
-    )  # fmt: skip
-    weights.add_argument(
-        "--checkpoint", metavar="FILE|hf://owner/repo/file",
-        help="OpenCLIP checkpoint of the towers, .pt or .safetensors",
-    )  # fmt: skip
-    weights.add_argument("--sha256", metavar="HEX", help="sha256 of the checkpoint (or its start)")
-    weights.add_argument(
-        "--unverified", action="store_true", help="accept a checkpoint nothing vouches for"
-    )
-    weights.add_argument(
-        "--parts", type=Path, metavar="FILE", help="the project's trained parts for that checkpoint"
-    )
-    p.add_argument(
-        "--data", type=Path,
+    p.add_argument("--force", action="store_true", help="build even if everything is up to date")
+    _weights_options(p.add_argument_group("weights"))
+    gate = p.add_argument_group("gate")
+    gate.add_argument(
+        "--data", type=Path, metavar="DIR",
         help="folder of sets with index.jsonl for the gate and INT8 (default: ../shared/data if "
         "it is there, else drawn parts)",
     )  # fmt: skip
-    p.add_argument(
+    gate.add_argument(
         "--int8", action=argparse.BooleanOptionalAction, default=True,
         help="also try INT8 twins of the detectors (the gate decides which ship)",
     )  # fmt: skip
     gpu = p.add_argument_group("GPU")
     gpu.add_argument(
-        "--tensorrt", metavar="TARGET", choices=TARGETS,
-        help=f"also build TensorRT engines ahead of time, for {', '.join(TARGETS)}; no GPU needed",
+        "--gpu", action="store_true", help="also FP16 and BF16 detectors for NVIDIA GPUs"
+    )
+    gpu.add_argument(
+        "--target", nargs="+", default=[], metavar="SM", choices=TARGETS,
+        help=f"TensorRT-RTX engines ahead of time, no GPU needed; implies --gpu. {CARDS}",
     )  # fmt: skip
     gpu.add_argument(
         "--cache", type=Path, metavar="DIR", help="where they go (default: OUT.tensorrt)"
     )
     words = p.add_argument_group("language model")
     words.add_argument(
-        "--llm",
-        metavar="SOURCE",
-        help="also make a GGUF of this model, in OUT.describer",
+        "--llm", metavar="SOURCE", help="also make a GGUF of this model, in OUT.describer"
     )
     words.add_argument("--quant", metavar="TYPE", help="quantisation of the GGUF, e.g. Q8_0")
-    p.add_argument("--force", action="store_true", help="build even if everything is up to date")
     return p
+
+
+def _weights_options(group: Any) -> None:
+    group.add_argument(
+        "--weights", type=Path, metavar="FILE",
+        help="weights file of this project (default: the shipped one, else random weights)",
+    )  # fmt: skip
+    group.add_argument(
+        "--checkpoint", metavar="FILE|hf://owner/repo/file",
+        help="OpenCLIP checkpoint of the towers, .pt or .safetensors",
+    )  # fmt: skip
+    group.add_argument("--sha256", metavar="HEX", help="sha256 of the checkpoint (or its start)")
+    group.add_argument(
+        "--unverified", action="store_true", help="accept a checkpoint nothing vouches for"
+    )
+    group.add_argument(
+        "--parts", type=Path, metavar="FILE", help="the project's trained parts for that checkpoint"
+    )
 
 
 def source_key(options: Sequence[str]) -> str:
@@ -152,11 +173,14 @@ def build_int8(
 ) -> None:
     """INT8 candidates of every detector; the gate decides whether they stay."""
     meta = metadata(draft.config, draft.trained)
-    for mode in MODES:
-        for scheme in SCHEMES:
-            graph = compose.detector(Graph(store, inline=True), draft.config, mode)
+    for scheme in SCHEMES:
+        tower = quantised_encoder(store, scheme, tiles, draft.config)
+        draft.shared[scheme] = shared_weights(scheme)
+        progress.step(f"{scheme} tower, {len(tiles)} calibration frames")
+        for mode in MODES:
+            graph = compose.detector(Graph(store), draft.config, mode, tower=tower)
             path = draft.out / f"detector.{mode}.{scheme}.onnx"
-            write_engine(quantised(graph, store, scheme, tiles, draft.config, meta), path)
+            write_engine(graph.model(path.stem, meta), path)
             fields = {"kind": "detector", "mode": mode, "precision": scheme}
             draft.engines.append(entry_of(graph, path, self_test_atol=0.05, **fields))
             progress.step(path.name)
@@ -190,7 +214,8 @@ def build(args: argparse.Namespace, progress: Progress) -> None:
     )
     source, digest = prepare_weights(request, args.out)
     progress.step("weights")
-    key = source_key([args.preset, digest, str(data is not None), str(args.int8)])
+    gpu = bool(args.gpu or args.target)
+    key = source_key([args.preset, digest, str(data is not None), str(args.int8), str(gpu)])
     if not args.force and up_to_date(args.out, key):
         progress.say(f"{args.out} is up to date")
     else:
@@ -215,9 +240,12 @@ def build_bundle(
     sets = gate_sets(data)
     if args.int8:
         build_int8(draft, store, [t for s in sets for t in s.held_out], progress)
+    if args.gpu or args.target:
+        build_gpu(draft, store, metadata(draft.config, trained), progress)
     run_gate(draft, model, sets, progress)
-    progress.step("reference answers")
     write_reference(draft)
+    drop_twins(args.out)
+    progress.step("reference answers")
     draft.built["key"] = key
     draft.write()
     load_bundle(args.out.resolve())
@@ -227,11 +255,13 @@ def build_bundle(
 
 def extras(args: argparse.Namespace, progress: Progress) -> None:
     """What lies beside the bundle: TensorRT cache, GGUF."""
-    if args.tensorrt:
+    if args.target:
         store = WeightStore(args.out / WEIGHTS)
         config = ModelConfig.from_json(store.metadata["config"])
         cache = args.cache or args.out.with_name(args.out.name + ".tensorrt")
-        build_all(store, config, cache, args.tensorrt, progress.say)
+        for target in args.target:
+            for half in HALVES:
+                build_ahead(store, config, cache, target, progress.say, half=half)
     if args.llm:
         from export.gguf import make_gguf
 
@@ -243,7 +273,8 @@ def extras(args: argparse.Namespace, progress: Progress) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is the error's."""
     args = parser().parse_args(argv)
-    progress = Progress(total=28 if args.int8 else 16)
+    steps = 16 + 14 * args.int8 + 12 * bool(args.gpu or args.target)
+    progress = Progress(total=steps)
     try:
         build(args, progress)
     except StationError as error:

@@ -9,13 +9,10 @@ from typing import Any
 import cv2
 import onnx
 import onnxruntime
-from safetensors.numpy import save_file
 
 from engines.bundle import MANIFEST, Bundle, EngineEntry, Manifest, sha256
-from engines.detector import Detector
 from engines.preprocess import SPEC, spec_hash
-from engines.selftest import COMPARED, FRAMES, OUTPUTS, reference_run
-from engines.text import TextEncoder
+from engines.selftest import FRAMES, OUTPUTS
 from export.frames import draw
 from export.graph import OPSET, Graph
 from export.model.config import ModelConfig
@@ -67,10 +64,28 @@ class Draft:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     gate: dict[str, Any] = field(default_factory=dict)
     built: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    """Precision -> weights file that only engines of that precision refer to."""
+    _hashes: dict[tuple[str, int, int], str] = field(default_factory=dict)
+
+    def drop_unused(self) -> None:
+        """Delete weights no engine refers to any more (their precision failed the gate)."""
+        used = {e.precision for e in self.engines}
+        for precision in [p for p in self.shared if p not in used]:
+            (self.out / self.shared.pop(precision)).unlink(missing_ok=True)
+
+    def _sha(self, name: str) -> str:
+        """sha256 of a file; hashed again only when it was written (400 MB of weights stay)."""
+        state = (self.out / name).stat()
+        key = (name, state.st_mtime_ns, state.st_size)
+        if key not in self._hashes:
+            self._hashes[key] = sha256(self.out / name)
+        return self._hashes[key]
 
     def manifest(self) -> Manifest:
         """The manifest over the files that are there now."""
-        names = [WEIGHTS, PROMPTS, *FRAMES, *(e.file for e in self.engines)]
+        names = [WEIGHTS, *self.shared.values(), PROMPTS, *FRAMES]
+        names += [e.file for e in self.engines]
         names += [OUTPUTS] if (self.out / OUTPUTS).is_file() else []
         prompts = json.loads((self.out / PROMPTS).read_text())
         return Manifest(
@@ -84,7 +99,7 @@ class Draft:
             preprocess=spec_hash(),
             preprocess_spec=dict(SPEC),
             prompts=prompts["hash"],
-            files={name: sha256(self.out / name) for name in names},
+            files={name: self._sha(name) for name in names},
             engines=tuple(self.engines),
             gate=self.gate,
             rejected=tuple(self.rejected),
@@ -101,19 +116,6 @@ class Draft:
         draft = self.out / (MANIFEST + ".part")
         draft.write_text(text)
         draft.replace(self.out / MANIFEST)
-
-
-def write_reference(draft: Draft) -> None:
-    """Raw outputs of every shipped detector on the reference frames, for the boot self-test."""
-    bundle = draft.bundle()
-    anchors = TextEncoder.open(bundle).anchors("object")
-    stored = {"anchors": anchors}
-    for entry in bundle.engines("detector"):
-        detector = Detector(bundle, entry, "ort-cpu", 1)
-        for case, answer in zip(("zero", "few"), reference_run(detector, anchors), strict=True):
-            for name in COMPARED:
-                stored[f"{entry.file}/{case}/{name}"] = getattr(answer, name)
-    save_file(stored, draft.out / OUTPUTS)
 
 
 def versions() -> dict[str, str]:

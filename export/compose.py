@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import onnx
+
 from export.graph import Graph
 from export.model.config import GRID, PATCHES, ModelConfig
 from export.model.memory import BLOCK, Mode
 from export.parts_detect import head, match, match_flat, prefix, score, tddf, unit
 from export.parts_text import encode_text
-from export.parts_vision import encode
+from export.parts_vision import Encoded, encode
 
 NAMES = ("a", "b", "c")
 CELLS = ("B", GRID, GRID, 3)
@@ -107,14 +109,28 @@ def words(g: Graph, config: ModelConfig) -> Graph:
     return g
 
 
+def _grafted(g: Graph, tower: onnx.ModelProto) -> Encoded:
+    made = g.graft(tower)
+    return Encoded(made["cls"], (made["tap_a"], made["tap_b"], made["tap_c"]))
+
+
 def detector(
-    g: Graph, config: ModelConfig, mode: Mode, block: int = BLOCK, *, flat: bool = False
+    g: Graph,
+    config: ModelConfig,
+    mode: Mode,
+    block: int = BLOCK,
+    *,
+    flat: bool = False,
+    tower: onnx.ModelProto | None = None,
 ) -> Graph:
-    """The hot path: encoder, TDDF, memory, head and score in one graph."""
+    """The hot path: encoder, TDDF, memory, head and score in one graph.
+
+    `tower`: a written (quantised) encoder to use instead of the plain one.
+    """
     tiles = g.add_input("tiles", "u8", ("B", 240, 240, 3))
     inputs = _memory_inputs(g, config)
     anchors = g.add_input("anchors", "f32", ("G", 2, config.embed_dim))
-    encoded = encode(g, tiles, config)
+    encoded = encode(g, tiles, config) if tower is None else _grafted(g, tower)
     g.scope("units")
     tokens = [unit(g, t) for t in encoded.taps]
     cls = unit(g, encoded.cls)

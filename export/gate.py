@@ -13,16 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from engines.detector import Answer, Memory
+from export.gate_distance import distance_error
 from export.gate_frames import GateFrame, GateSet
 from export.model import SpgddGpt
 from export.model.clip import Encoded
+from export.model.memory import Mode
 
 F32 = NDArray[np.float32]
 Run = Callable[[NDArray[np.uint8]], Answer]
 
+OWN = (1e-5, "the distance kernel alone against float64: what FP32 sums of 896 products may be off")
 TOLERANCES: dict[str, dict[str, tuple[float, str]]] = {
     "fp32": {
         "token_cos_min": (0.99999, "same weights, same arithmetic: only summation order differs"),
+        "distance_sq_own": OWN,
         "distance_sq_max": (1e-4, "2-2cos amplifies token rounding; 1e-4 is far below any texture"),
         "map_max": (1e-4, "issue 3: a map error nobody could see or cut a threshold on"),
         "score_max": (1e-4, "issue 3: below the spacing of scores of different parts"),
@@ -31,6 +35,7 @@ TOLERANCES: dict[str, dict[str, tuple[float, str]]] = {
         "flips": (0, "a verdict may not depend on the export"),
     },
     "int8": {
+        "distance_sq_own": OWN,
         "token_cos_min": (0.90, "one token may drift in a flat area, not turn away"),
         "token_cos_mean": (0.99, "8 bits over a tower: what per-channel weights reach"),
         "map_max": (0.1, "a tenth of the map's range: no pixel may turn from pale to hot"),
@@ -38,18 +43,30 @@ TOLERANCES: dict[str, dict[str, tuple[float, str]]] = {
         "image_auc_loss": (0.01, "at most one point, a swap or two among 32 frames"),
         "flips": (1, "own threshold; one borderline part in 32 may change sides"),
     },
+    "fp16": {
+        "distance_sq_own": OWN,
+        "token_cos_min": (0.98, "10 bits of mantissa in the products; flat tokens are short"),
+        "token_cos_mean": (0.9999, "rounding without drift"),
+        "map_max": (0.05, "half of what INT8 may do"),
+        "pixel_auc_loss": (0.002, "a fifth of a point"),
+        "image_auc_loss": (0.01, "at most one point, a swap or two among 32 frames"),
+        "flips": (1, "own threshold; one borderline part in 32 may change sides"),
+    },
 }
 """Per precision: limit and reason. `*_min`/`*_mean` of cosines are lower bounds, others upper."""
+
+TOLERANCES["bf16"] = TOLERANCES["int8"]  # 7 bits of mantissa: as INT8
 
 LOWER = ("token_cos_min", "token_cos_mean")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the gate measured on one engine against PyTorch."""
+    """What the gate measured on one engine against PyTorch. `worst`: frame with the worst token."""
 
     figures: dict[str, float | int | None]
     failures: tuple[str, ...] = field(default=())
+    worst: int = 0
 
     @property
     def passed(self) -> bool:
@@ -59,10 +76,14 @@ class Findings:
 
 @dataclass
 class Outcome:
-    """Answers of one engine over the gate's frames, in order, plus its own thresholds per set."""
+    """Answers of one engine over the gate's frames, in order, plus its own thresholds per set.
+
+    own: largest error of its squared distances against float64 from its own tokens and memory.
+    """
 
     answers: list[Answer]
     thresholds: dict[str, float]
+    own: float | None = None
 
 
 def auc(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float | None:
@@ -89,22 +110,31 @@ def torch_answer(
 
 
 def inspect(
-    sets: Sequence[GateSet], zero: Run, bind: Callable[[Memory | None], None], run: Run
+    sets: Sequence[GateSet],
+    zero: Run,
+    bind: Callable[[Memory | None], None],
+    run: Run,
+    mode: Mode | None = None,
 ) -> Outcome:
     """Enrol each set from its good parts with this very engine, then inspect its frames.
 
-    zero: run without memory; bind: set a memory; run: run with it.
+    zero: run without memory; bind: set a memory; run: run with it; mode: also hold the distances
+    against float64.
     """
     answers: list[Answer] = []
+    own: list[float] = []
     thresholds: dict[str, float] = {}
     for part in sets:
         bind(None)
         references = [zero(t[None]) for t in part.references]
         taps = tuple(np.stack([r.tokens[s][0] for r in references])[None] for s in range(3))
-        bind(Memory(taps))
+        memory = Memory(taps)
+        bind(memory)
         thresholds[part.name] = max(float(run(t[None]).score[0]) for t in part.held_out)
-        answers += [run(f.tile[None]) for f in part.frames]
-    return Outcome(answers, thresholds)
+        mine = [run(f.tile[None]) for f in part.frames]
+        own += [distance_error(a, memory, mode) for a in mine] if mode else []
+        answers += mine
+    return Outcome(answers, thresholds, max(own) if own else None)
 
 
 def _aucs(frames: Sequence[GateFrame], outcome: Outcome) -> tuple[float | None, float | None]:
@@ -133,8 +163,13 @@ def compare(
 ) -> Findings:
     """All figures of the gate, and the sentences of what is outside its tolerance."""
     pairs = list(zip(reference.answers, engine.answers, strict=True))
-    cosines = np.concatenate(
-        [(x * y).sum(-1).ravel() for r, e in pairs for x, y in zip(r.tokens, e.tokens, strict=True)]
+    cosines = np.stack(
+        [
+            np.concatenate(
+                [(x * y).sum(-1).ravel() for x, y in zip(r.tokens, e.tokens, strict=True)]
+            )
+            for r, e in pairs
+        ]
     )
 
     def worst(name: str, square: bool = False) -> float:
@@ -153,6 +188,7 @@ def compare(
         "frames": len(frames),
         "token_cos_min": float(cosines.min()),
         "token_cos_mean": float(cosines.mean()),
+        "distance_sq_own": engine.own,
         "distance_sq_max": worst("distances", square=True),
         "map_max": worst("map"),
         "score_max": worst("score"),
@@ -164,7 +200,8 @@ def compare(
         "image_auc_loss": loss[1],
         "flips": flips,
     }
-    return Findings(figures, tuple(_outside(figures, precision)))
+    lowest = int(cosines.min(1).argmin())
+    return Findings(figures, tuple(_outside(figures, precision)), lowest)
 
 
 def _outside(figures: dict[str, float | int | None], precision: str) -> list[str]:

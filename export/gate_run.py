@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from engines.bundle import Bundle, EngineEntry
 from engines.detector import Answer, Detector, Memory
 from engines.errors import EngineError
 from engines.text import TextEncoder
+from export.build_gpu import EMULATED, HALVES
 from export.bundle_writer import Draft
 from export.drift import first_drift
 from export.gate import Findings, Outcome, compare, inspect, torch_answer
@@ -66,6 +69,16 @@ def latencies(detectors: list[Detector], tile: U8, rounds: int = ROUNDS) -> list
     return [round(float(np.median(own[2:])), 3) for own in times]
 
 
+def emulated(bundle: Bundle, entry: EngineEntry, runtime: str) -> tuple[Bundle, EngineEntry]:
+    """On a CPU, the emulated twin of an FP16 or BF16 engine; else the engine itself."""
+    if entry.precision not in HALVES or runtime != "ort-cpu":
+        return bundle, entry
+    name = str(Path(entry.file).with_suffix(EMULATED))
+    files = {**bundle.manifest.files, name: ""}
+    manifest = bundle.manifest.model_copy(update={"files": files})
+    return replace(bundle, manifest=manifest), entry.model_copy(update={"file": name})
+
+
 def judge(
     bundle: Bundle,
     entry: EngineEntry,
@@ -75,14 +88,15 @@ def judge(
     runtime: str = "ort-cpu",
 ) -> tuple[Detector, Findings]:
     """Enrol and inspect every set with one engine; compare with PyTorch's outcome."""
-    detector = Detector(bundle, entry, runtime, 0)
-    outcome = inspect(sets, detector.run, lambda m: detector.bind(m, anchors), detector.run)
+    detector = Detector(*emulated(bundle, entry, runtime), runtime, 0)
+    mode: Mode | None = entry.mode
+    outcome = inspect(sets, detector.run, lambda m: detector.bind(m, anchors), detector.run, mode)
     frames = [f for s in sets for f in s.frames]
     return detector, compare(frames, reference, outcome, entry.precision)
 
 
 def _settle(
-    draft: Draft, entry: EngineEntry, findings: Findings, ms: float, tile: U8
+    draft: Draft, entry: EngineEntry, findings: Findings, ms: float | None, tiles: list[U8]
 ) -> EngineEntry | None:
     """The entry with its figures, or None when it is refused (FP32 refused: EngineError)."""
     figures: dict[str, Any] = {
@@ -93,7 +107,9 @@ def _settle(
     if entry.precision == "fp32":
         raise EngineError(f"{entry.file} fails the gate: {'; '.join(findings.failures)}")
     plain = draft.out / f"detector.{entry.mode}.onnx"
-    layer = first_drift(plain, draft.out / entry.file, tile, draft.config)
+    tile = tiles[findings.worst]
+    bent = emulated(draft.bundle(), entry, "ort-cpu")[1].file
+    layer = first_drift(plain, draft.out / bent, tile, draft.config)
     reasons = [*findings.failures, layer]
     measured = entry.model_copy(update={"parity": figures, "latency_ms": ms})
     _refuse(draft, measured, reasons)
@@ -126,18 +142,21 @@ def _gate_mode(
     reference = inspect(sets, runner.run, runner.bind, runner.run)
     entries = [e for e in draft.engines if e.mode == mode and e.kind == "detector"]
     judged = [judge(draft.bundle(), e, sets, runner.anchors, reference) for e in entries]
-    tile = sets[0].frames[0].tile
-    speeds = latencies([d for d, _ in judged], tile)
+    tiles = [f.tile for s in sets for f in s.frames]
+    timed = iter(latencies([d for d, _ in judged if d.precision not in HALVES], tiles[0]))
     passed: list[EngineEntry] = []
-    for entry, (_, findings), ms in zip(entries, judged, speeds, strict=True):
-        settled = _settle(draft, entry, findings, ms, tile)
+    for entry, (_, findings) in zip(entries, judged, strict=True):
+        ms = None if entry.precision in HALVES else next(timed)
+        settled = _settle(draft, entry, findings, ms, tiles)
         passed += [settled] if settled else []
-        verdict = "passed" if settled else f"REFUSED: {draft.rejected[-1]['reasons'][0]}"
-        progress.step(f"gate {entry.file}: {ms:.1f} ms, {verdict}")
-    best = _default(passed)
-    for entry in [e for e in passed if e.precision != "fp32" and e.file != best]:
+        verdict = "passed" if settled else f"REFUSED: {'; '.join(draft.rejected[-1]['reasons'])}"
+        took = "rounding emulated" if ms is None else f"{ms:.1f} ms"
+        progress.step(f"gate {entry.file}: {took}, {verdict}")
+    best = _default([e for e in passed if e.precision not in HALVES])
+    stays = ("fp32", *HALVES)
+    for entry in [e for e in passed if e.precision not in stays and e.file != best]:
         _refuse(draft, entry, [f"passed, but no faster: {entry.latency_ms} ms"])
-    kept = [e for e in passed if e.precision == "fp32" or e.file == best]
+    kept = [e for e in passed if e.precision in stays or e.file == best]
     return [e.model_copy(update={"default": e.file == best}) for e in kept]
 
 
@@ -152,4 +171,5 @@ def run_gate(draft: Draft, model: SpgddGpt, sets: list[GateSet], progress: Progr
     for mode in MODES:
         kept += _gate_mode(draft, mode, runner, sets, progress)
     draft.engines = kept
+    draft.drop_unused()
     draft.gate = {"sets": [s.name for s in sets], "frames": sum(len(s.frames) for s in sets)}

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -20,10 +20,15 @@ from engines.bundle import Port
 
 OPSET = 20
 IR_VERSION = 10
-_TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT}
+_TYPES = {
+    "F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT,
+    "I8": TensorProto.INT8, "U8": TensorProto.UINT8,
+}  # fmt: skip
 _NUMPY = {"F16": np.float16, "F32": np.float32}
+Half = Literal["fp16", "bf16"]
+_HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALF_SCOPES = ("stem", "patch", "block", "tap", "text")
-"""Where `half` may compute in FP16: not in projections, text comparison, distances or head."""
+"""Where `half` may compute: not in projections, text comparison, distances or head."""
 DTYPES = {
     "f32": TensorProto.FLOAT,
     "u8": TensorProto.UINT8,
@@ -65,18 +70,38 @@ class WeightStore:
         flat = np.fromfile(self.path, kind, count=count, offset=place.offset)
         return flat.reshape(place.shape).astype(np.float32)
 
+    def reference(self, name: str, as_name: str) -> TensorProto:
+        """An initializer `as_name` whose bytes stay in this file."""
+        place = self.tensors[name]
+        tensor = TensorProto(name=as_name, data_type=_TYPES[place.dtype], dims=place.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (
+            ("location", self.path.name), ("offset", place.offset), ("length", place.length),
+        ):  # fmt: skip
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
 
 class Graph:
     """Collects nodes; every method returns the name of the tensor it made.
 
     `inline=True` writes weights into the graph as f32 (for the quantiser and TensorRT); otherwise
-    they are external references into the weights file, cast to f32 at load. `half=True` makes
-    matrix products and convolutions FP16 and leaves all else FP32: norms, softmax, residual
+    they are external references into the weights file, cast to f32 at load. `half` makes matrix
+    products and convolutions FP16 or BF16 and leaves all else FP32: norms, softmax, residual
     stream, distances (for strongly typed GPU networks, whose precisions are those of the graph).
+    `emulate`: FP32 products of operands and results rounded to `half`, which is what tensor cores
+    with FP32 accumulation give; for the gate, where a CPU has no such products.
     """
 
-    def __init__(self, store: WeightStore, *, inline: bool = False, half: bool = False) -> None:
-        self.store, self.inline, self.half = store, inline, half
+    def __init__(
+        self,
+        store: WeightStore,
+        *,
+        inline: bool = False,
+        half: Half | None = None,
+        emulate: bool = False,
+    ) -> None:
+        self.store, self.inline, self.half, self.emulate = store, inline, half, emulate
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -102,11 +127,17 @@ class Graph:
         return name
 
     def product(self, kind: str, *inputs: str, **attrs: Any) -> str:
-        """MatMul or Conv of f32 tensors, f32 result; computed in FP16 when the graph is `half`."""
-        if not (self.half and self._scope.startswith(HALF_SCOPES)):
+        """MatMul or Conv of f32 tensors, f32 result; computed in `half` where that may be."""
+        if self.half is None or not self._scope.startswith(HALF_SCOPES):
             return self.op(kind, *inputs, **attrs)
-        small = [self.op("Cast", x, to=TensorProto.FLOAT16) for x in inputs]
+        if self.emulate:
+            return self._rounded(self.op(kind, *(self._rounded(x) for x in inputs), **attrs))
+        small = [self.op("Cast", x, to=_HALVES[self.half]) for x in inputs]
         return self.op("Cast", self.op(kind, *small, **attrs), to=TensorProto.FLOAT)
+
+    def _rounded(self, x: str) -> str:
+        assert self.half is not None
+        return self.op("Cast", self.op("Cast", x, to=_HALVES[self.half]), to=TensorProto.FLOAT)
 
     def split(self, x: str, parts: Sequence[int], axis: int) -> list[str]:
         """Split along `axis` into pieces of the given sizes."""
@@ -147,26 +178,16 @@ class Graph:
         return self._external(name, key, transpose, scale)
 
     def _external(self, name: str, key: str, transpose: bool, scale: Any) -> str:
-        place = self.store.tensors[name]
-        if name not in self.initializers and f"{name}.raw" not in self.initializers:
-            raw = f"{name}.raw"
-            tensor = TensorProto(name=raw, data_type=_TYPES[place.dtype], dims=place.shape)
-            tensor.data_location = TensorProto.EXTERNAL
-            entries = (
-                ("location", self.store.path.name),
-                ("offset", place.offset),
-                ("length", place.length),
-            )
-            for k, v in entries:
-                tensor.external_data.add(key=k, value=str(v))
-            self.initializers[raw] = tensor
+        raw = f"{name}.raw"
+        if name not in self.initializers and raw not in self.initializers:
+            self.initializers[raw] = self.store.reference(name, raw)
         steps: list[tuple[str, list[str], dict[str, Any]]] = []
         steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
         if transpose:
             steps.append(("Transpose", [], {}))
         if scale is not None:
             steps.append(("Mul", [self.const(np.asarray(scale, np.float32))], {}))
-        x = f"{name}.raw"
+        x = raw
         for i, (kind, more, attrs) in enumerate(steps):
             out = key if i == len(steps) - 1 else f"{key}.{i}"
             x = self.op(kind, x, *more, out=out, **attrs)
@@ -183,6 +204,23 @@ class Graph:
         self.op("Identity", x, out=name)
         self.outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype], list(shape)))
         self.ports[1].append(Port(name=name, dtype=dtype, shape=tuple(shape)))
+
+    def graft(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Take over all nodes and constants of a written graph: its outputs -> the tensors here.
+
+        The graph's own inputs must be inputs here under the same names.
+        """
+        ends = {o.name for o in model.graph.output}
+        made: dict[str, str] = {}
+        for node in model.graph.node:
+            if node.op_type == "Identity" and node.output[0] in ends:
+                made[node.output[0]] = node.input[0]
+            else:
+                self.nodes.append(node)
+        for tensor in model.graph.initializer:
+            self.initializers[tensor.name] = tensor
+            self._constants += tensor.name.startswith("large_")
+        return made
 
     def model(self, name: str, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
         """The checked model."""

@@ -1,10 +1,11 @@
-"""INT8 twins of a detector for CPUs: dynamic, and static QDQ calibrated with real frames.
+"""INT8 twins of the tower for CPUs: dynamic, and static QDQ calibrated with real frames.
 
 Only the linear layers of the transformer are quantised. Attention's softmax, layer norms, the last
 projection, text comparison and distances stay FP32 (DESIGN.md, The gate), and so does the
 convolutional stem: its ReLU6 depthwise layers lose too much per tensor and gain no time on a CPU
-without VNNI (measured, see the model card). Weights are U8 with a zero point: U8S8 products can
-saturate in 16 bits on such CPUs, U8U8 cannot, at the same speed here.
+without VNNI (measured, see the model card). Weights are S8 of 7 bits: U8S8 products of 8 bits can
+saturate in 16 bits on such CPUs, with 7 bits they cannot; U8U8 products cannot either, but are
+1.2 times slower there.
 """
 
 import logging
@@ -16,13 +17,17 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
+from export.compose import encoder
 from export.graph import Graph, WeightStore, captured
 from export.model.config import PATCHES, ModelConfig
 
 Scheme = Literal["int8-dynamic", "int8-static"]
 SCHEMES: tuple[Scheme, ...] = ("int8-dynamic", "int8-static")
 _SCOPES = ("block", "tap")
+SHARED_BYTES = 4096
+"""INT8 tensors above this size move out of the graph into the shared file."""
 
 
 def linear_nodes(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
@@ -57,18 +62,16 @@ def _quantise(source: Path, target: Path, scheme: Scheme, feeds: Iterator[dict[s
 
     class Feeds(q.CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            given = next(feeds, None)
-            return given and {k: v for k, v in given.items() if k in wanted}
+            return next(feeds, None)
 
-    plain = onnx.load(source)
-    wanted = {i.name for i in plain.graph.input}  # an encoder alone takes only the tiles
-    chosen, rest = linear_nodes(plain)
+    chosen, rest = linear_nodes(onnx.load(source))
     common: dict[str, Any] = {
         "op_types_to_quantize": ["MatMul"],
         "nodes_to_quantize": chosen,
         "nodes_to_exclude": rest,
         "per_channel": True,
-        "weight_type": q.QuantType.QUInt8,
+        "weight_type": q.QuantType.QInt8,
+        "reduce_range": True,
     }
     # The quantiser advises pre-processing on every call; the graph has nothing to pre-process.
     logging.disable(logging.WARNING)
@@ -77,9 +80,8 @@ def _quantise(source: Path, target: Path, scheme: Scheme, feeds: Iterator[dict[s
             extra = {"MatMulConstBOnly": True}
             q.quantize_dynamic(source, target, extra_options=extra, **common)
         else:
-            common["weight_type"] = q.QuantType.QInt8
             q.quantize_static(
-                source, target, Feeds(), quant_format=q.QuantFormat.QDQ, reduce_range=True,
+                source, target, Feeds(), quant_format=q.QuantFormat.QDQ,
                 activation_type=q.QuantType.QUInt8, **common,
             )  # fmt: skip
     finally:
@@ -125,16 +127,41 @@ def refer_weights(model: onnx.ModelProto, store: WeightStore) -> onnx.ModelProto
     return model
 
 
-def quantised(
-    graph: Graph, store: WeightStore, scheme: Scheme, tiles: Sequence[NDArray[np.uint8]],
-    config: ModelConfig, metadata: dict[str, str],
-) -> onnx.ModelProto:  # fmt: skip
-    """INT8 twin of an inline graph; what stays FP32 still refers to the weights file."""
+def shared_weights(scheme: Scheme) -> str:
+    """File of the INT8 weights: once per scheme, whatever the number of modes."""
+    return f"weights.{scheme}.safetensors"
+
+
+def _share_int8(model: onnx.ModelProto, path: Path) -> None:
+    """Move the INT8 matrices into `path` and refer to them."""
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    large = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in model.graph.initializer
+        if t.data_type in kinds and len(t.raw_data) > SHARED_BYTES
+    }
+    save_file(large, path)
+    store = WeightStore(path)
+    kept = [
+        store.reference(t.name, t.name) if t.name in large else t for t in model.graph.initializer
+    ]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def quantised_encoder(
+    store: WeightStore, scheme: Scheme, tiles: Sequence[NDArray[np.uint8]], config: ModelConfig
+) -> onnx.ModelProto:
+    """INT8 twin of the encoder, made once and grafted into the detector of each mode.
+
+    Its INT8 weights lie beside the weights file, in `shared_weights(scheme)`; what stays FP32
+    still refers to the weights file itself.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(graph.model("detector", metadata), source)
-        _quantise(source, target, scheme, calibration_feeds(tiles, config))
+        onnx.save(encoder(Graph(store, inline=True), config).model("encoder"), source)
+        _quantise(source, target, scheme, iter([{"tiles": tile[None]} for tile in tiles]))
         model = onnx.load(target)
-    onnx.helper.set_model_props(model, metadata)
-    model.producer_name, model.producer_version = "inspection-station", ""
-    return refer_weights(model, store)
+    model = refer_weights(model, store)
+    _share_int8(model, store.path.with_name(shared_weights(scheme)))
+    return model

@@ -97,7 +97,7 @@ def test_help_reads_like_a_manual(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("What happens", "gate", "examples", "--checkpoint", "epoch", "--tensorrt"):
+    for word in ("What happens", "gate", "examples", "--checkpoint", "epoch", "--target", "sm89"):
         assert word.lower() in text.lower()
     assert parser().prog == "python -m export.build_engines"
 

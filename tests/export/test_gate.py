@@ -1,5 +1,7 @@
 """The gate passes what is equal, refuses what is not, and names the layer that drifted."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,11 +9,12 @@ from scipy.stats import mannwhitneyu
 
 torch = pytest.importorskip("torch", reason="the reference model needs torch")
 
-from engines.detector import Answer  # noqa: E402
+from engines.detector import Answer, Memory  # noqa: E402
 from export import compose  # noqa: E402
 from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
 from export.gate import TOLERANCES, Outcome, auc, compare  # noqa: E402
+from export.gate_distance import distance_error  # noqa: E402
 from export.gate_frames import GateFrame, drawn_sets, gate_sets, to_tile  # noqa: E402
 from export.graph import Graph, WeightStore  # noqa: E402
 from export.model import SpgddGpt, preset  # noqa: E402
@@ -67,6 +70,26 @@ def test_a_noisy_engine_is_refused_with_value_limit_and_reason(precision):
     found = compare(FRAMES, outcome(), outcome(noise=1.0), precision)
     assert not found.passed
     assert any("token_cos_min" in f and "limit" in f for f in found.failures)
+
+
+@pytest.mark.parametrize("mode", ["position", "nearest", "bank"])
+def test_distances_are_held_against_float64_of_the_engines_own_tokens(mode):
+    rng = np.random.default_rng(3)
+
+    def units(*shape):
+        x = rng.normal(size=shape)
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+    tokens = tuple(units(1, 225, 16) for _ in range(3))
+    memory = Memory(tuple(np.concatenate([units(1, 2, 225, 16), t[:, None]], 1) for t in tokens))
+    best = np.zeros((1, 15, 15, 3), np.float32)  # the third reference is the tile itself
+    zero = outcome().answers[0]
+    exact = replace(zero, tokens=tokens, distances=best)
+    assert distance_error(exact, memory, mode) <= 1e-6
+    wrong = replace(zero, tokens=tokens, distances=best + np.float32(0.01))
+    assert distance_error(wrong, memory, mode) == pytest.approx(1e-4, rel=0.1)
+    found = compare(FRAMES, outcome(), replace(outcome(), own=2e-5), "fp32")
+    assert any("distance_sq_own" in f for f in found.failures)
 
 
 def test_not_a_number_never_passes():

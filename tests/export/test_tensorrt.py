@@ -1,5 +1,7 @@
 """TensorRT engines for SM89, built on a machine without a GPU, each checked before its build."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import onnx
@@ -8,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference model needs torch")
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed (extra 'gpu')")
 
+from engines import cuda, tensorrt  # noqa: E402
 from engines.errors import EngineError  # noqa: E402
-from export import compose, tensorrt  # noqa: E402
-from export.build_tensorrt import build_all  # noqa: E402
+from export import compose  # noqa: E402
+from export.build_gpu import build_ahead, gpu_detector  # noqa: E402
 from export.graph import Graph, WeightStore  # noqa: E402
 from export.model import SpgddGpt, preset  # noqa: E402
 from export.model.weights import save_weights  # noqa: E402
@@ -34,8 +37,8 @@ def nano(tmp_path_factory):
 def test_nano_builds_for_sm89_with_progress_and_is_then_reused(nano):
     folder, store = nano
     said: list[str] = []
-    first = build_all(store, preset("nano"), folder / "c", "sm89", said.append, only=NAMES)
-    assert [b.path.name for b in first] == [f"{n}.sm89.engine" for n in NAMES]
+    first = build_ahead(store, preset("nano"), folder / "c", "sm89", said.append, only=NAMES)
+    assert [b.path.name for b in first] == [f"{n}.fp16.sm89.engine" for n in NAMES]
     assert all(b.path.stat().st_size > 10_000 for b in first)
     assert any("steps" in s for s in said)
     assert "GPU" in said[-1]
@@ -46,9 +49,31 @@ def test_nano_builds_for_sm89_with_progress_and_is_then_reused(nano):
     assert encoder.half_products > 50
     assert first[2].report.half_products == 0
     assert detector.inputs["tiles"].startswith("UINT8(-1, 240, 240, 3)")
-    again = build_all(store, preset("nano"), folder / "c", "sm89", said.append, only=NAMES)
+    again = build_ahead(store, preset("nano"), folder / "c", "sm89", said.append, only=NAMES)
     assert all(b.reused for b in again)
     assert [b.key for b in again] == [b.key for b in first]
+
+
+def test_the_bundles_own_graph_builds_in_bf16_and_its_key_says_what_must_be_equal(nano):
+    """Weights stay outside the graph: what a station builds from is the bundle's own file."""
+    folder, store = nano
+    path = folder / "detector.bank.bf16.onnx"
+    model = gpu_detector(store, preset("nano"), "bank", "bf16").model("detector")
+    path.write_bytes(model.SerializeToString())
+    assert path.stat().st_size < 500_000
+    assert "Loop" not in {n.op_type for n in model.graph.node}
+    (built,) = build_ahead(
+        store, preset("nano"), folder / "b", "sm89", lambda s: None, ("detector.bank",), "bf16"
+    )
+    assert built.report.norms == 11
+    assert built.report.half_products > 50
+    assert set(built.key) == {"onnx", "tensorrt", "gpu", "precision", "profile"}
+    assert built.key["gpu"] == {"target": "sm89"}
+    low, _, high = built.key["profile"]["memory_a"]
+    assert (low[1], high[1]) == (1, 16)
+    assert tensorrt.kept(path, built.path, "sm89", "bf16")
+    assert not tensorrt.kept(path, built.path, "sm89", "fp16")
+    assert not tensorrt.kept(path, built.path, "sm120", "bf16")
 
 
 @pytest.mark.parametrize("mode", ["position", "bank"])
@@ -56,15 +81,16 @@ def test_nano_builds_for_sm89_with_progress_and_is_then_reused(nano):
 def test_the_other_modes_build_too(nano, mode):
     folder, store = nano
     names = (f"msspmm.{mode}", f"detector.{mode}")
-    built = build_all(store, preset("nano"), folder / "o", "sm89", lambda s: None, only=names)
+    built = build_ahead(store, preset("nano"), folder / "o", "sm89", lambda s: None, only=names)
     assert len(built) == 2
 
 
 @pytest.mark.slow
-def test_paper_builds_for_sm89(tmp_path):
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_paper_builds_for_sm89(tmp_path, half):
     store = stored(tmp_path, preset("paper"))
     names = ("encoder", "detector.nearest")
-    built = build_all(store, preset("paper"), tmp_path / "c", "sm89", lambda s: None, only=names)
+    built = build_ahead(store, preset("paper"), tmp_path / "c", "sm89", lambda s: None, names, half)
     assert [b.report.norms for b in built] == [27, 27]
     assert [b.report.softmaxes for b in built] == [15, 15]
 
@@ -89,32 +115,62 @@ def test_what_cannot_be_parsed_or_named_is_one_sentence(tmp_path, nano):
     with pytest.raises(EngineError, match=r"x\.onnx is not for TensorRT") as error:
         tensorrt.inspect_network(tmp_path / "x.onnx")
     assert "\n" not in str(error.value)
-    with pytest.raises(EngineError, match="unknown target 'sm1'"):
+    with pytest.raises(EngineError, match=r"unknown target 'sm1': .* builds for .*sm89"):
         tensorrt.build_engine(tmp_path / "x.onnx", tmp_path / "x.engine", "sm1")
 
 
-def test_another_graph_target_or_profile_is_another_key(nano, tmp_path):
-    _, store = nano
+GPUS = (
+    cuda.Gpu("NVIDIA GeForce RTX 4090", "89", "580.65.06, CUDA 13.0"),
+    cuda.Gpu("NVIDIA L4", "89", "580.65.06, CUDA 13.0"),
+    cuda.Gpu("NVIDIA L4", "89", "575.57.08, CUDA 12.9"),
+    "sm89",
+    "sm120",
+)
+
+
+def test_another_graph_weight_gpu_driver_target_precision_or_profile_is_another_key(nano, tmp_path):
+    folder, store = nano
     trt = tensorrt.tensorrt()
-    keys = set()
-    for tau in (10.0, 20.0):
-        config = replace(preset("nano"), tddf_trained=tau > 15)
-        path = tmp_path / f"{tau}.onnx"
-        model = compose.focuser(Graph(store, inline=True, half=True), config).model("tddf")
-        onnx.save(model, path)
-        for target in ("sm89", "sm90"):
+    keys = []
+    shutil.copy(folder / "weights.safetensors", tmp_path)
+    for trained in (False, True):
+        path = tmp_path / f"{trained}.onnx"
+        config = replace(preset("nano"), tddf_trained=trained)
+        graph = compose.focuser(Graph(store, half="fp16"), config)
+        path.write_bytes(graph.model("tddf").SerializeToString())
+        _, network = tensorrt._parse(trt, tensorrt._Log(trt), path)
+        for place in GPUS:
             for batch in (1, 8):
-                shapes = tensorrt.profile_of(model, batch=batch)
-                keys.add(tensorrt.engine_key(path, target, shapes, trt))
-    assert len(keys) == 8
+                for precision in ("fp16", "bf16"):
+                    shapes = tensorrt.profile_of(network, batch=batch)
+                    keys.append(tensorrt.engine_key(path, place, precision, shapes, trt))
+    assert len({json.dumps(k, sort_keys=True) for k in keys}) == len(keys) == 40
+    raw = bytearray((tmp_path / "weights.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(raw)
+    assert tensorrt.graph_sha(path) != keys[-1]["onnx"]
+
+
+def test_an_engine_without_its_key_or_cut_short_is_built_again(nano):
+    folder, store = nano
+    (built,) = build_ahead(
+        store, preset("nano"), folder / "k", "sm89", lambda s: None, only=("tddf",)
+    )
+    source = folder / "k" / "tddf.fp16.onnx"
+    assert tensorrt.kept(source, built.path, "sm89", "fp16")
+    whole = built.path.read_bytes()
+    built.path.write_bytes(whole[:-1])
+    assert not tensorrt.kept(source, built.path, "sm89", "fp16")
+    built.path.write_bytes(whole)
+    built.path.with_suffix(".key.json").write_text("{")
+    assert not tensorrt.kept(source, built.path, "sm89", "fp16")
 
 
 def test_loading_without_a_gpu_says_so_in_one_sentence(tmp_path):
-    from pathlib import Path
-
-    if Path("/dev/nvidiactl").exists():
+    if not cuda.missing():
         pytest.skip("there is a GPU here")
     engine = tmp_path / "detector.engine"
     engine.write_bytes(b"x")
-    with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+    with pytest.raises(EngineError, match="can be built but not loaded here: no NVIDIA") as error:
         tensorrt.load_engine(engine)
+    assert "\n" not in str(error.value)

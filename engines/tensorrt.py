@@ -1,31 +1,39 @@
-"""TensorRT engines from the graphs, ahead of time: `tensorrt_rtx` needs no GPU to build.
+"""TensorRT engines from the bundle's loop-free graphs: checked, built, kept in a cache, loaded.
 
-One module for both packages (`tensorrt_rtx`, `tensorrt`): the Python API is the same. Networks are
-strongly typed: the precisions are those of the ONNX graph (FP16 products, FP32 norms, softmax and
-distances), and `inspect_network` checks that on the parsed network before it is built. Loading or
-inspecting a built engine needs a GPU and its driver.
+One module for both packages (`tensorrt_rtx`, `tensorrt`): their Python API is the same. Networks
+are strongly typed: the precisions are those of the ONNX graph (FP16 or BF16 products; FP32 norms,
+softmax, distances), and `_check_layers` looks at that on the parsed network before it is built.
+`tensorrt_rtx` builds for a GPU that is not here; loading or inspecting an engine needs the GPU and
+its driver (remaining step on a machine without one: `pytest -m gpu` where the GPU is).
+
+An engine is a cache, keyed by graph and weights, TensorRT version, GPU (name, capability, driver)
+or ahead-of-time target, precision and profile: another key is a rebuild with progress, never silent
+reuse.
 """
 
 import hashlib
 import importlib
 import json
+import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from engines.cuda import Gpu, missing
 from engines.errors import EngineError
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Per input: smallest, usual and largest shape of the optimization profile."""
 PACKAGES = ("tensorrt_rtx", "tensorrt")
-TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm120")
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""What `tensorrt_rtx` builds for ahead of time; an older package may know fewer."""
 FLOAT_SCOPES = ("project", "units", "tddf", "memory", "head", "score")
 """Scopes whose every layer must stay FP32: last projection, comparisons, distances, head."""
-MAX_BATCH, MAX_REFERENCES = 8, 16
+MAX_BATCH, MAX_REFERENCES = 64, 16
+_WEIGHTS = re.compile(rb"weights[\w.-]*\.safetensors")
 
 
 def tensorrt(name: str | None = None) -> Any:
@@ -40,19 +48,18 @@ def tensorrt(name: str | None = None) -> Any:
     )
 
 
-def profile_of(model: onnx.ModelProto, batch: int = MAX_BATCH, n: int = MAX_REFERENCES) -> Shapes:
-    """Optimization profile: B and G from 1 to `batch`, N from 1 to `n` references."""
-    low = {"B": 1, "N": 1, "G": 1, "P": 1, "T": 77}
-    usual = {"B": 1, "N": min(4, n), "G": 1, "P": 1, "T": 77}
-    high = {"B": batch, "N": n, "G": batch, "P": 32, "T": 77}
+def profile_of(network: Any, batch: int = MAX_BATCH, n: int = MAX_REFERENCES) -> Shapes:
+    """Optimization profile of a parsed network: B and G from 1 to `batch`, N from 1 to `n`."""
+    spans = {"B": (1, 1, batch), "G": (1, 1, batch), "N": (1, min(4, n), n), "P": (1, 1, 32)}
     shapes: Shapes = {}
-    for port in model.graph.input:
-        dims = [d.dim_param or d.dim_value for d in port.type.tensor_type.shape.dim]
-
-        def fixed(at: dict[str, int], dims: list[Any] = dims) -> tuple[int, ...]:
-            return tuple(at[d] if isinstance(d, str) else int(d) for d in dims)
-
-        shapes[port.name] = (fixed(low), fixed(usual), fixed(high))
+    for i in range(network.num_inputs):
+        port = network.get_input(i)
+        dims = [
+            spans[port.get_dimension_name(k)] if size < 0 else (size,) * 3
+            for k, size in enumerate(tuple(port.shape))
+        ]
+        low, usual, high = (tuple(d[side] for d in dims) for side in range(3))
+        shapes[port.name] = (low, usual, high)
     return shapes
 
 
@@ -73,7 +80,7 @@ class Built:
     """A built engine and the key under which it may be reused."""
 
     path: Path
-    key: str
+    key: dict[str, Any]
     report: NetworkReport
     seconds: float
     reused: bool = False
@@ -126,20 +133,23 @@ def _layer_name(layer: Any) -> str:
 
 
 def _check_layers(trt: Any, network: Any) -> NetworkReport:
-    """Count norms, softmaxes and FP16 products; every norm, softmax and distance must be FP32."""
-    kinds = trt.LayerType
+    """Count norms, softmaxes and small products; every norm, softmax and distance must be FP32."""
+    kinds, small = trt.LayerType, (trt.DataType.HALF, trt.DataType.BF16)
     norms = softmaxes = halves = 0
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         first = layer.get_input(0)
-        half = first is not None and first.dtype == trt.DataType.HALF
+        half = first is not None and first.dtype in small
         scope = _layer_name(layer).split("/")[0]
         norm, softmax = layer.type == kinds.NORMALIZATION, layer.type == kinds.SOFTMAX
         norms += norm
         softmaxes += softmax
         halves += half and layer.type in (kinds.MATRIX_MULTIPLY, kinds.CONVOLUTION)
         if half and (norm or softmax or (scope in FLOAT_SCOPES and layer.type != kinds.CAST)):
-            raise EngineError(f"layer {layer.name} of the parsed network is FP16, it must be FP32")
+            kind = str(first.dtype).split(".")[-1]
+            raise EngineError(
+                f"layer {layer.name} of the parsed network is {kind}, it must be FP32"
+            )
     ports = [
         {t.name: str(t.dtype).split(".")[-1] + str(tuple(t.shape)) for t in side}
         for side in (
@@ -169,55 +179,114 @@ def inspect_network(onnx_path: Path) -> NetworkReport:
     return _check_layers(trt, network)
 
 
-def engine_key(onnx_path: Path, target: str, shapes: Shapes, trt: Any) -> str:
-    """Cache key: graph, TensorRT version, GPU target, profile. Another key is a planned rebuild."""
-    parts = [hashlib.sha256(onnx_path.read_bytes()).hexdigest(), trt.__name__, trt.__version__]
-    digest = hashlib.sha256(json.dumps([*parts, target, shapes], sort_keys=True).encode())
+def graph_sha(onnx_path: Path) -> str:
+    """sha256 over the graph and the weights files it refers to (they lie beside it)."""
+    raw = onnx_path.read_bytes()
+    digest = hashlib.sha256(raw)
+    for name in sorted(set(_WEIGHTS.findall(raw))):
+        weights = onnx_path.with_name(name.decode())
+        if weights.is_file():
+            with weights.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def engine_key(
+    onnx_path: Path, place: Gpu | str, precision: str, shapes: Shapes, trt: Any
+) -> dict[str, Any]:
+    """The cache key, in words (DESIGN.md): what must be equal for an engine to be used.
+
+    place: the GPU that is here, or the target of a build ahead of time.
+    """
+    where = {"target": place} if isinstance(place, str) else vars(place)
+    return {
+        "onnx": graph_sha(onnx_path),
+        "tensorrt": f"{trt.__name__} {trt.__version__}",
+        "gpu": where,
+        "precision": precision,
+        "profile": {name: [list(s) for s in three] for name, three in shapes.items()},
+    }
+
+
+def _matches(out: Path, key: dict[str, Any]) -> bool:
+    """True when the engine there was built under this key and is whole."""
+    try:
+        kept = json.loads(out.with_suffix(".key.json").read_text())
+        return bool(kept["key"] == key) and kept["bytes"] == out.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def kept(onnx_path: Path, out: Path, place: Gpu | str, precision: str) -> bool:
+    """True when `out` is the engine of this graph, here: nothing has to be built."""
+    trt = tensorrt()
+    _, network = _parse(trt, _Log(trt), onnx_path)
+    return _matches(out, engine_key(onnx_path, place, precision, profile_of(network), trt))
+
+
+def check_target(target: str, trt: Any) -> None:
+    """EngineError when this TensorRT cannot build for `target` without such a GPU."""
+    known = [t for t in TARGETS if hasattr(getattr(trt, "ComputeCapability", None), t.upper())]
+    if not known:
+        raise EngineError(
+            f"{trt.__name__} builds for the GPU that is here only: ahead of time needs tensorrt_rtx"
+        )
+    if target not in known:
+        raise EngineError(
+            f"unknown target '{target}': {trt.__name__} {trt.__version__} builds for "
+            f"{', '.join(known)}"
+        )
 
 
 def build_engine(
     onnx_path: Path,
     out: Path,
-    target: str = "sm89",
+    place: Gpu | str = "sm89",
+    precision: str = "fp16",
     shapes: Shapes | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Built:
-    """Build `out` for a GPU that need not be here. Reused when its key is unchanged.
+    """Build `out`, for a GPU that need not be here when `place` is a target. Reused by its key.
 
     Raises EngineError: unknown target, unparsable graph, a layer of the wrong precision, or a
     build that fails.
     """
-    import time
-
     trt = tensorrt()
-    if target not in TARGETS:
-        raise EngineError(f"unknown target '{target}': use one of {', '.join(TARGETS)}")
-    shapes = shapes or profile_of(onnx.load(onnx_path, load_external_data=False))
-    key, key_file = engine_key(onnx_path, target, shapes, trt), out.with_suffix(".key.json")
+    if isinstance(place, str):
+        check_target(place, trt)
     start, log = time.monotonic(), _Log(trt)
     builder, network = _parse(trt, log, onnx_path)
     report = _check_layers(trt, network)
-    if out.is_file() and key_file.is_file() and json.loads(key_file.read_text())["key"] == key:
+    shapes = shapes or profile_of(network)
+    key = engine_key(onnx_path, place, precision, shapes, trt)
+    if _matches(out, key):
         return Built(out, key, report, 0.0, reused=True)
-    config = _config(trt, builder, network, target, shapes)
+    config = _config(trt, builder, network, place, shapes)
     if say:
         config.progress_monitor = _monitor(trt, say)
     cache = _timing_cache(trt, config, out.with_suffix(".timing"))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"{onnx_path.name} could not be built for {target}: {log.last()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(bytes(plan))
+        raise EngineError(f"{onnx_path.name} could not be built for {place}: {log.last()}")
+    seconds = round(time.monotonic() - start, 1)
+    _write(out, bytes(plan), {"key": key, "seconds": seconds})
     if cache is not None:
         out.with_suffix(".timing").write_bytes(bytes(cache.serialize()))
-    seconds = round(time.monotonic() - start, 1)
-    facts = {"key": key, "target": target, "tensorrt": trt.__version__, "seconds": seconds}
-    key_file.write_text(json.dumps(facts, indent=1) + "\n")
     return Built(out, key, report, seconds)
 
 
-def _config(trt: Any, builder: Any, network: Any, target: str, shapes: Shapes) -> Any:
+def _write(out: Path, plan: bytes, facts: dict[str, Any]) -> None:
+    """Engine first, key last: an engine without its key is not used."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    key_file = out.with_suffix(".key.json")
+    key_file.unlink(missing_ok=True)
+    part = out.with_suffix(".part")
+    part.write_bytes(plan)
+    part.replace(out)
+    key_file.write_text(json.dumps({**facts, "bytes": len(plan)}, indent=1) + "\n")
+
+
+def _config(trt: Any, builder: Any, network: Any, place: Gpu | str, shapes: Shapes) -> Any:
     config = builder.create_builder_config()
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
     if tf32 is not None:  # a query that is in memory must stay below the snap
@@ -229,8 +298,8 @@ def _config(trt: Any, builder: Any, network: Any, target: str, shapes: Shapes) -
         if -1 in tuple(port.shape):
             profile.set_shape(port.name, *shapes[port.name])
     config.add_optimization_profile(profile)
-    if hasattr(config, "set_compute_capability"):
-        capability = getattr(trt.ComputeCapability, target.upper())
+    if isinstance(place, str):
+        capability = getattr(trt.ComputeCapability, place.upper())
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
     return config
@@ -250,8 +319,9 @@ def _timing_cache(trt: Any, config: Any, path: Path) -> Any:
 def load_engine(path: Path) -> Any:
     """Deserialize an engine. EngineError in one sentence where there is no GPU or no fit."""
     trt = tensorrt()
-    if not Path("/dev/nvidiactl").exists():
-        raise EngineError(f"{path.name} was built here but loading it needs an NVIDIA GPU, driver")
+    reason = missing()
+    if reason:
+        raise EngineError(f"{path.name} can be built but not loaded here: {reason}")
     log = _Log(trt)
     engine = trt.Runtime(log.logger).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -260,7 +330,7 @@ def load_engine(path: Path) -> Any:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m export.tensorrt GRAPH.onnx OUT.engine [TARGET]`: build one engine."""
+    """`python -m engines.tensorrt GRAPH.onnx OUT.engine [TARGET]`: build one engine."""
     target = argv[2] if len(argv) > 2 else "sm89"
     built = build_engine(Path(argv[0]), Path(argv[1]), target, say=lambda s: print(s, flush=True))
     print(f"{built.path}: {built.seconds} s, {built.report}")

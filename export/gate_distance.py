@@ -1,0 +1,49 @@
+"""The distances of an engine against float64, from the engine's own tokens (MODEL.md 3).
+
+Two figures tell two stories. Between PyTorch and an engine, tokens differ by rounding of the whole
+tower, and 2-2cos amplifies that: `distance_sq_max`. Here the tokens are the engine's own, so only
+the distance kernel is left: `distance_sq_own`. On seeded tokens it is right to 1e-6 (in the tests);
+tokens of one surface have cosines near 1, whose FP32 sums round coarser: 1.6e-6 was seen on nano.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.detector import Answer, Memory
+from export.model.memory import SNAP, Mode
+
+F64 = NDArray[np.float64]
+NEAR_TIE = 1e-3
+"""References whose sums of 675 distances are this close: either may be the nearest."""
+
+
+def _squared(answer: Answer, memory: Memory, mode: Mode) -> F64:
+    """(N,225,3) squared distances of one tile to each reference, float64, no snap."""
+    taps = []
+    for token, reference in zip(answer.tokens, memory.taps, strict=True):
+        q, m = token[0].astype(np.float64), reference[0].astype(np.float64)
+        if mode == "position":
+            cos = (m * q[None]).sum(-1)
+        else:
+            cos = np.stack([(one @ q.T).max(0) for one in m])
+        taps.append(2 - 2 * cos)
+    return np.maximum(np.stack(taps, -1), 0)
+
+
+def _error(got: F64, raw: F64) -> float:
+    """Largest error; beside the snap both the snapped and the raw value are right."""
+    error = np.abs(got - np.where(raw < SNAP, 0, raw))
+    beside = np.abs(raw - SNAP) < 1e-6
+    return float(np.where(beside, np.minimum(error, np.abs(got - raw)), error).max())
+
+
+def distance_error(answer: Answer, memory: Memory, mode: Mode) -> float:
+    """Largest absolute error of squared distances of a one-tile answer (memory with G = 1)."""
+    got: NDArray[Any] = answer.distances[0].reshape(-1, 3).astype(np.float64) ** 2
+    raw = _squared(answer, memory, mode)
+    if mode == "bank":
+        return _error(got, raw.min(0))
+    sums = np.sqrt(raw).sum((1, 2))
+    return min(_error(got, raw[i]) for i in np.flatnonzero(sums <= sums.min() + NEAR_TIE))
