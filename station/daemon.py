@@ -72,7 +72,6 @@ class Daemon:
         settings = self.settings
         sources = self._open_sources()
         path = settings.ledger.path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(path, line=settings.station.line, station=settings.station.name)
         try:
             self._assemble(sources)
