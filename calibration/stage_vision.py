@@ -184,7 +184,7 @@ class VisionTrainer(nn.Module):
         positive = (cells > COVERED) | (best & (cells > 0))
         known = (positive | (peak <= 0)) & located[:, None]
         terms = self._tddf_terms(delta, positive, known)
-        terms |= _map_terms(z, labels, located, abnormal)
+        terms |= map_terms(z, labels, located, abnormal)
         cls = unit(found.cls[keep])
         lean = cls @ anchors[1] - cls @ anchors[0]
         flags = abnormal.float()
@@ -213,7 +213,7 @@ class VisionTrainer(nn.Module):
         return torch.where(mute[:, None, None], torch.full_like(p, 0.5), p)
 
 
-def _map_terms(z: Tensor, labels: Tensor, located: Tensor, abnormal: Tensor) -> dict[str, Tensor]:
+def map_terms(z: Tensor, labels: Tensor, located: Tensor, abnormal: Tensor) -> dict[str, Tensor]:
     """L_I (soft two-class cross entropy, dice) on located pictures; peak against the image flag."""
     lean = F.interpolate(
         (z[:, 1] - z[:, 0])[:, None], size=(LABEL, LABEL), mode="bilinear", align_corners=False
@@ -246,9 +246,11 @@ def bank_distances(taps: tuple[Tensor, ...], memory: list[Tensor]) -> Tensor:
     """AM (B,225,3) with gradients: nearest over all references, per tap."""
     near = []
     for tap, rows in zip(taps, memory, strict=True):
-        bank = unit(rows).flatten(0, 1)
-        cos = torch.cat([(unit(t) @ bank.T).amax(-1)[None] for t in tap])
-        near.append(chord(cos) / 2)
+        bank, query = unit(rows).flatten(0, 1), unit(tap)
+        # The search needs no gradient, only the pair it finds: a third of the multiplications.
+        with torch.no_grad():
+            index = torch.stack([(q @ bank.T).argmax(-1) for q in query])
+        near.append(chord((query * bank[index]).sum(-1)) / 2)
     return torch.stack(near, -1)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from export.graph import Graph
+from export.model.clip import LocalTap, neighbours
 from export.model.config import CLIP_MEAN, CLIP_STD, GRID, PATCHES, ModelConfig
 from export.model.stem import BLOCKS, STEM_CHANNELS, STRIDE8
 
@@ -70,17 +71,22 @@ def _stem(g: Graph, pixels: str) -> str:
     return g.op("Concat", x, g.op("Reshape", six, g.const([0, 160, GRID, GRID])), axis=1)
 
 
-def embed(g: Graph, tiles: str, config: ModelConfig) -> str:
-    """u8 tiles -> patch tokens with CLS and positions after ln_pre, (B,226,W)."""
+def features_of(g: Graph, tiles: str, config: ModelConfig) -> str:
+    """u8 tiles -> the stem's output (B,272,15,15); pixels for a plain patch embedding."""
     pixels = normalise(g.scope("pixels"), tiles)
+    return pixels if config.vision.stem == "patch" else _stem(g, pixels)
+
+
+def embed(g: Graph, features: str, config: ModelConfig) -> str:
+    """`features_of` -> patch tokens with CLS and positions after ln_pre, (B,226,W)."""
     width = config.vision.width
     if config.vision.stem == "patch":
         g.scope("patch")
         weight = g.weight("visual.conv1.weight")
-        x = g.product("Conv", pixels, weight, kernel_shape=[16, 16], strides=[16, 16])
+        x = g.product("Conv", features, weight, kernel_shape=[16, 16], strides=[16, 16])
         x = g.op("Transpose", g.op("Reshape", x, g.const([0, width, PATCHES])), perm=[0, 2, 1])
     else:
-        x = g.op("Reshape", _stem(g, pixels), g.const([0, STEM_CHANNELS, PATCHES]))
+        x = g.op("Reshape", features, g.const([0, STEM_CHANNELS, PATCHES]))
         x = g.scope("patch").op("Transpose", x, perm=[0, 2, 1])
         flat = g.op("Reshape", g.weight("visual.conv1.weight"), g.const([width, STEM_CHANNELS]))
         x = g.product("MatMul", x, g.op("Transpose", flat))
@@ -171,18 +177,38 @@ def _local(writer: BlockWriter, branch: str, v: str, stream: str, local: str) ->
     return writer.out(writer.merge(v, TOKENS)) if branch == "maskclip" else stream
 
 
+def local_tap(g: Graph, features: str, half: int) -> str:
+    """export.model.clip.LocalTap; in FP32 in every precision, for distances are read from it."""
+    name = "visual.local"
+    x = g.scope("local").op("Conv", features, g.weight(f"{name}.mix.weight"), kernel_shape=[1, 1])
+    x = g.op(
+        "Conv", x, g.weight(f"{name}.blur.weight"),
+        kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=half,
+    )  # fmt: skip
+    x = g.op("Transpose", g.op("Reshape", x, g.const([0, half, PATCHES])), perm=[0, 2, 1])
+    norm = g.op("ReduceL2", x, g.const([-1]), keepdims=1)
+    u = g.op("Div", x, g.op("Max", norm, g.const(1e-12)))
+    alike = g.op("MatMul", u, g.op("Transpose", u, perm=[0, 2, 1]))
+    alike = g.op("Mul", alike, g.weight(f"{name}.sharpness"))
+    alike = g.op("Softmax", g.op("Add", alike, g.const(neighbours(LocalTap.NEAR).numpy())), axis=-1)
+    rest = g.op("Sub", u, g.op("MatMul", alike, u))
+    return g.op("Concat", u, g.op("Mul", rest, g.weight(f"{name}.share")), axis=2)
+
+
 def encode(g: Graph, tiles: str, config: ModelConfig) -> Encoded:
     """The whole image tower."""
     vision = config.vision
-    stream = local = embed(g, tiles, config)
-    taps: list[str] = []
+    features = features_of(g, tiles, config)
+    stream = local = embed(g, features, config)
+    taps = [local_tap(g, features, vision.local)] if vision.local else []
+    from_blocks = vision.taps[len(taps) :]
     for index in range(vision.layers):
         g.scope(f"block{index + 1}")
         name = f"visual.transformer.resblocks.{index}"
         writer = BlockWriter(g, name, vision.width, vision.heads, TOKENS)
         last = index == vision.layers - 1
         stream, v = writer.write(stream, only_cls=last and vision.branch != "clip")
-        tapped = index + 1 in vision.taps
+        tapped = index + 1 in from_blocks
         g.scope(f"tap{index + 1}")
         if tapped or vision.branch == "accumulated":
             local = _local(writer, vision.branch, v, stream, local)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from export.model.config import GRID, PATCHES, ModelConfig, TextConfig, VisionConfig
 from export.model.stem import STEM_CHANNELS, EfficientNetLite0Stem
+from export.model.tddf import unit
 from export.model.transformer import EPS, Block, Transformer
 
 EOT = 49407
@@ -20,6 +21,39 @@ class Encoded(NamedTuple):
 
     cls: Tensor
     taps: tuple[Tensor, Tensor, Tensor]
+
+
+class LocalTap(nn.Module):
+    """Tap a from the stem itself (beyond the paper): (B,272,15,15) -> (B,225,2*half).
+
+    The first half: pretrained features, mixed, blurred 3x3, unit length. The second half: what the
+    similar patches of the same picture, more than NEAR patches away, leave unexplained of them. A
+    trained block forgets what it did not need for the kinds it saw; this tap does not.
+    """
+
+    away: Tensor
+    NEAR = 2
+
+    def __init__(self, half: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(STEM_CHANNELS, half, 1, bias=False)
+        self.blur = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+        self.share = nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("away", neighbours(self.NEAR), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class; rows are not unit length: their norm says how odd the patch is."""
+        u = unit(self.blur(self.mix(features)).flatten(2).transpose(1, 2))
+        like = (self.sharpness * (u @ u.transpose(1, 2)) + self.away).softmax(-1)
+        return torch.cat([u, self.share * (u - like @ u)], -1)
+
+
+def neighbours(near: int) -> Tensor:
+    """(225,225): -1e4 where two patches lie at most `near` rows and columns apart, else 0."""
+    y, x = torch.arange(PATCHES) // GRID, torch.arange(PATCHES) % GRID
+    apart = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs())
+    return torch.where(apart <= near, -1e4, 0.0)
 
 
 class VisionTower(nn.Module):
@@ -41,10 +75,11 @@ class VisionTower(nn.Module):
         self.transformer = Transformer(width, config.heads, config.layers, config.mlp_ratio)
         self.ln_post = nn.LayerNorm(width, eps=EPS)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.local = LocalTap(config.local) if config.local else None
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Patch embedding, CLS first, positions, ln_pre: (B,226,W)."""
-        x = self.conv1(self.stem(pixels)).flatten(2).transpose(1, 2)
+    def embed(self, features: Tensor) -> Tensor:
+        """Patch embedding of the stem's output, CLS first, positions, ln_pre: (B,226,W)."""
+        x = self.conv1(features).flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(x.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, x], 1) + self.positional_embedding)
 
@@ -59,11 +94,13 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Encoded:
         """See the class. Only tapped blocks compute the local branch (all, if accumulated)."""
-        stream = local = self.embed(pixels)
-        taps: list[Tensor] = []
+        features = self.stem(pixels)
+        stream = local = self.embed(features)
+        taps = [] if self.local is None else [self.local(features)]
+        from_blocks = self.config.taps[len(taps) :]
         for index, block in enumerate(self.transformer.resblocks):
             stream, v = block(stream)
-            tapped = index + 1 in self.config.taps
+            tapped = index + 1 in from_blocks
             if tapped or self.config.branch == "accumulated":
                 local = self._local(index, v, stream, local)
             if tapped:

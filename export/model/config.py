@@ -27,10 +27,14 @@ class VisionConfig:
     stem: Stem = "patch"
     mlp_ratio: float = 4.0
     branch: Branch = "enhanced"
+    local: int = 0
+    """Beyond the paper: half the width makes tap a a `LocalTap` of the stem; 0: a block's V-V tap."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.local and (2 * self.local != self.width or self.stem == "patch"):
+            raise ValueError(f"local {self.local} needs a convolutional stem and half the width")
         if list(self.taps) != sorted(set(self.taps)) or not 1 <= self.taps[0] <= self.taps[2]:
             raise ValueError(f"taps must be three rising block numbers from 1, not {self.taps}")
         if self.taps[2] > self.layers:

@@ -68,12 +68,17 @@ def test_encoder(nano, tiles, encoded):
             close(out[f"tap_{name}"], tap[:batch], 2e-5)
 
 
-@pytest.mark.parametrize("branch", ["enhanced", "accumulated", "maskclip", "clip"])
-def test_every_branch_is_exported(tmp_path, branch, tiles):
+@pytest.mark.parametrize(
+    ("branch", "local"),
+    [("enhanced", 0), ("accumulated", 0), ("maskclip", 0), ("clip", 0), ("enhanced", 16)],
+)
+def test_every_branch_is_exported(tmp_path, branch, local, tiles):
     from dataclasses import replace
 
     torch.manual_seed(2)
     vision = VisionConfig(width=32, heads=2, layers=3, taps=(1, 2, 3), branch=branch)
+    if local:
+        vision = replace(vision, stem="efficientnet_lite0", local=local)
     text = TextConfig(width=16, heads=2, layers=1, rank=4)
     config = replace(preset("nano"), vision=vision, text=text, embed_dim=16)
     save_weights(SpgddGpt(config), tmp_path / "weights.safetensors")
