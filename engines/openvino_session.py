@@ -4,6 +4,7 @@ Intel boxes are the commonest edge machines. Which of the two is faster depends 
 so nothing here is preferred by name: `engines.negotiate` measures.
 """
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ processor has it, and an engine that passed the gate as FP32 would run as anothe
 
 
 def _openvino() -> Any:
+    # Importing openvino reports the import to its maker over the network, from a process forked
+    # among our threads (seen to hang a station's end). Absent, its package takes its own stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError:

@@ -1,5 +1,8 @@
 """OpenVINO behind the session interface: the same answers, the same refusals."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -90,3 +93,16 @@ def test_a_wrong_shape_is_refused(bundle):
     session = OpenVinoSession(bundle.file("encoder.onnx"), threads=1)
     with pytest.raises(EngineError, match="could not run"):
         session.run({"tiles": np.zeros((1, 100, 240, 3), np.uint8)})
+
+
+def test_importing_it_tells_nobody_and_forks_nothing():
+    code = (
+        "import sys, time; seen = []; "
+        "watched = {'socket.getaddrinfo', 'socket.connect', 'os.fork'}\n"
+        "sys.addaudithook(lambda name, _: seen.append(name) if name in watched else None)\n"
+        "from engines.openvino_session import openvino_info\n"
+        "assert openvino_info().available; time.sleep(0.5)\n"
+        "assert not seen and 'openvino_telemetry.backend' not in sys.modules, seen\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
