@@ -214,8 +214,7 @@ def _files(record: PartRecord) -> dict[str, bytes]:
     if frame is not None and record.map is not None:
         image = decoded(frame).image
         if image is not None:
-            level = record.threshold if record.threshold is not None else 0.5
             hw = (image.shape[0], image.shape[1])
-            files[".map.png"] = map_png(record.map, record.region_box, hw, level)
+            files[".map.png"] = map_png(record.map, record.region_box, hw, record.alarm_level)
     files[".json"] = record.body
     return files

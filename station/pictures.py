@@ -104,8 +104,14 @@ def _picture(frame: Frame, *, small: bool) -> Media | None:
     image = decoded(frame).image
     if image is None:
         return None
-    longest = _THUMB_PX if small else 2048
-    return "image/jpeg", _jpeg(_shrunk(image, longest), 80)
+    if small:
+        return "image/jpeg", _jpeg(_shrunk(image, _THUMB_PX), 80)
+    # Quality goes before size: regions are boxes in original pixels.
+    for quality in (85, 60, 35):
+        data = _jpeg(image, quality)
+        if len(data) <= _MOST_BYTES:
+            return "image/jpeg", data
+    return "image/jpeg", _jpeg(_shrunk(image, 2048), 80)
 
 
 def _shrunk(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
@@ -122,6 +128,5 @@ def _map(record: PartRecord) -> Media | None:
     image = decoded(record.frame).image
     if image is None or record.map is None:
         return None
-    level = record.threshold if record.threshold and record.threshold > 0 else 0.5
     high, wide = image.shape[:2]
-    return "image/png", map_png(record.map, record.region_box, (high, wide), level)
+    return "image/png", map_png(record.map, record.region_box, (high, wide), record.alarm_level)

@@ -41,7 +41,16 @@ const engineer = {
     nodes.push(upright(1000 * then / this.top, "then"));
     $("histogram").replaceChildren(...nodes);
     text("histrange", `${this.parts.length} parts, scores 0 to ${figure(this.top)}; solid line: limit ${figure(this.limit)}, dashed: what if`);
-    this.cost(then);
+    $("axis").replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map((share) => {
+      const tick = document.createElement("span"); tick.textContent = (share * this.top).toFixed(2); return tick;
+    }));
+    this.cost(then); this.closest();
+  },
+
+  // The accepted parts that came nearest to the limit: the first to look at when somebody doubts it.
+  closest() {
+    const passed = this.parts.filter((p) => p[2] === "OK").sort((a, b) => b[0] - a[0]).slice(0, 4);
+    text("closest", passed.length ? "Accepted closest to the limit: " + passed.map((p) => `${p[3]} (${figure(p[0])})`).join(", ") : "");
   },
 
   whatIf() { return this.top * $("whatif").value / 1000; },
@@ -80,11 +89,10 @@ const engineer = {
     if (!answer || !answer.ok) return;
     const product = await answer.json();
     this.identity = product.identity;
-    const rows = [["recipe", name]];
+    const rows = [["recipe", name], ["version", app.state.version || "–"], ["describer", app.state.describer || "–"]];
+    flatten("", product.recipe || {}, rows); flatten("calibration.", product.calibration || {}, rows);
     for (const key of ["recipe_sha", "bundle_sha", "config_sha", "epoch"])
       if (this.identity[key]) rows.push([key, this.identity[key]]);
-    rows.push(["version", app.state.version || "–"], ["describer", app.state.describer || "–"]);
-    flatten("", product.recipe || {}, rows); flatten("calibration.", product.calibration || {}, rows);
     $("identity").replaceChildren(...rows.map(pair));
     this.gate(product.bundle);
     this.references(name, product.references, product.flags);
@@ -132,11 +140,22 @@ const engineer = {
   },
 };
 
-function pair([name, value]) { const line = row([String(value)]); line.prepend(row([name], true).firstChild); return line; }
+// A hash is shown by its beginning, as everybody compares them; all of it on hovering.
+const HASH = /^[0-9a-f]{40,}$/;
+function pair([name, value]) {
+  const all = String(value), line = row([HASH.test(all) ? all.slice(0, 16) + "…" : all]);
+  if (HASH.test(all)) line.firstChild.title = all;
+  line.prepend(row([name], true).firstChild);
+  return line;
+}
+
+// Told once already, or of interest to programs only.
+const DULL = new Set(["schema_version", "name", "calibration.schema_version", "calibration.engine_sha", "calibration.precision"]);
 
 function flatten(prefix, data, rows) {
   for (const [key, value] of Object.entries(data)) {
     if (value !== null && typeof value === "object" && !Array.isArray(value)) flatten(`${prefix}${key}.`, value, rows);
+    else if (DULL.has(prefix + key) || (Array.isArray(value) && !value.length)) continue;
     else rows.push([prefix + key, Array.isArray(value) ? value.join(", ") : value === null ? "–" : value]);
   }
 }

@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         name, _, ref = rest.partition("/")
         picture = self.ui.pictures.get(ref)
         file = self.ui.products.nearest(name, picture[1]) if picture else None
-        return self._json({"file": file})
+        return self._json({"file": file, "region": self.ui.products.region(name)})
 
     def _login(self, body: bytes) -> None:
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]

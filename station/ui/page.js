@@ -2,6 +2,7 @@ const $ = (id) => document.getElementById(id);
 const SILENT_MS = 800;        // without a message from the page's server: banner
 const PICTURE_MS = 200;       // a fast line changes the picture at most five times a second
 const FILM = 24, SPARK = 120;
+const NEAR = 0.9;             // as archive.borderline: such parts are archived as their own class
 const ICONS = { OK: "✔", NG: "✖", UNDECIDED: "?", ERROR: "!" };
 const REASONS = {
   score: "Score above the limit", deadline: "No answer in time", queue_full: "Too many parts waiting",
@@ -10,9 +11,9 @@ const REASONS = {
   not_finite: "Inspection gave no number", restart: "Station restarted", config: "Configuration does not fit",
   late: "Verdict came too late",
 };
-const view = { heat: true, opacity: 0.7, boxes: true };
+const view = { heat: true, opacity: 0.5, boxes: true };
 const app = { last: null, scene: null, rejects: [], spark: [], state: { alive: false }, heard: 0, seq: 0,
-  loading: false, wanted: null, shownAt: 0, detail: null, detailScene: null, recipe: null };
+  loading: false, wanted: null, shownAt: 0, down: false, detail: null, detailScene: null, recipe: null };
 
 function text(id, value) { const node = $(id); if (node.textContent !== value) node.textContent = value; }
 function figure(value) { return value === null || value === undefined ? "–" : value.toPrecision(3); }
@@ -20,24 +21,32 @@ function clock(ms) { return new Date(ms).toLocaleTimeString([], { hour12: false 
 function accepted(part) { return part.verdict === "OK" && !part.late; }
 // A late OK is no OK: nothing acts on it.
 function wordOf(part) { return part.verdict === "OK" && part.late ? "NG" : part.verdict; }
+// An accepted part whose score comes close to the limit: worth a look, nothing more.
+function near(part) { return accepted(part) && part.threshold > 0 && part.score > NEAR * part.threshold; }
 function reasonOf(part) {
   if (part.late) return REASONS.late;
-  return part.verdict === "OK" ? "Score within the limit" : REASONS[part.reason] || part.reason;
+  if (part.verdict === "OK") return near(part) ? "Within the limit, but close to it" : "Score within the limit";
+  return REASONS[part.reason] || part.reason;
 }
 
 // ---- the last part ----------------------------------------------------------------------------
 function showVerdict(part) {
   const box = $("verdict");
-  const word = wordOf(part);
-  box.dataset.verdict = word;
   box.dataset.part = part.part;
   box.dataset.delay = String(Math.round(Date.now() - part.done));
-  text("icon", ICONS[word]); text("word", word);
-  text("todo", accepted(part) ? "PASS" : "REJECT");
+  showWord(part);
   box.classList.remove("fresh"); void box.offsetWidth; box.classList.add("fresh");
-  text("reason", reasonOf(part)); text("part", part.part);
-  text("parttime", clock(part.t) + (part.attempt > 1 ? ` · attempt ${part.attempt}` : ""));
+  text("reason", reasonOf(part));
+  text("part", part.part + (part.attempt > 1 ? ` · attempt ${part.attempt}` : ""));
   showScore(part); showWords(part);
+}
+
+// Without a heartbeat nothing passes: an OK that still stands there must not be read as one.
+function showWord(part) {
+  const word = app.down ? "NONE" : wordOf(part);
+  $("verdict").dataset.verdict = word;
+  text("icon", app.down ? "!" : ICONS[word]); text("word", app.down ? "–" : word);
+  text("todo", app.down ? "REJECT ALL" : accepted(part) ? "PASS" : "REJECT");
 }
 
 function showScore(part) {
@@ -46,6 +55,7 @@ function showScore(part) {
   // The limit stands in the middle; a score of twice the limit fills the bar.
   $("fill").style.width = judged ? Math.min(100, 50 * part.score / part.threshold) + "%" : "0";
   $("fill").dataset.over = String(Boolean(over));
+  $("fill").dataset.near = String(Boolean(near(part)));
   text("score", figure(part.score)); text("threshold", figure(part.threshold));
   $("scorebar").setAttribute("aria-label",
     judged ? `Score ${figure(part.score)}, limit ${figure(part.threshold)}` : "No score");
@@ -53,10 +63,13 @@ function showScore(part) {
 
 function showWords(part) {
   const words = part.words;
-  text("words", words ? words.sentence : part.described ? "…" : accepted(part) ? "Nothing to describe." : "No description.");
-  text("wordsource", !words ? "" : (words.source === "llm" ? "written by the language model" : "from the heat map (template)")
+  text("words", words ? brief(words.sentence) : part.described ? "…" : accepted(part) ? "Nothing to describe." : "No description.");
+  text("wordsource", !words ? "" : (words.source === "llm" ? "by the language model" : "from the heat map")
     + (words.contradiction ? ` · contradicts the map: ${words.contradiction}` : ""));
 }
+
+// The paper's opening says only what the operator knows; the opened reject shows it whole.
+function brief(sentence) { return sentence.replace(/^This is an? (picture|photo|image) of [^.]*\. (?=\S)/, ""); }
 
 async function showPicture(part) {
   app.wanted = part;
@@ -72,7 +85,7 @@ async function showPicture(part) {
     app.scene = scene;
     $("nopicture").hidden = Boolean(scene);
     text("nopicture", "No picture of this part");
-    text("caption", scene ? `${next.part} · ${next.verdict}` : "");
+    text("caption", scene ? `${next.part} · ${next.verdict} · ${clock(next.t)}` : "");
     $("picture").dataset.part = next.part;
     $("picture").setAttribute("aria-label", `Part ${next.part}, ${next.verdict}, `
       + (next.region_count ? `${next.region_count} suspicious region${next.region_count > 1 ? "s" : ""}` : "no suspicious region"));
@@ -83,6 +96,7 @@ async function showPicture(part) {
 
 function redraw() {
   drawScene($("picture"), app.scene, view);
+  why.draw();
   if ($("detail").open) drawScene($("detailpicture"), app.detailScene, view);
 }
 
@@ -141,13 +155,11 @@ async function openDetail(trigger) {
 }
 
 async function showNearest(part, trigger) {
-  if (!part.image || !part.recipe) return;
-  const answer = await fetch(`/nearest/${encodeURIComponent(part.recipe)}/${part.image}`).catch(() => null);
-  const found = answer && answer.ok ? (await answer.json()).file : null;
+  const found = await nearestGood(part);
   if (!found || app.detail !== trigger) return;
-  $("good").src = `/reference/${encodeURIComponent(part.recipe)}/${encodeURIComponent(found)}`;
-  $("good").alt = `Good reference ${found}`;
-  text("goodname", found);
+  $("good").src = found.image.src;
+  $("good").alt = `Good reference ${found.file}`;
+  text("goodname", found.file);
   $("goodfigure").hidden = false;
 }
 
@@ -230,7 +242,10 @@ function showBanner() {
     : "NO HEARTBEAT from the station. Treat every part as rejected.";
   if (down) { text("banner", why); $("ready").dataset.state = "down"; text("ready", "NO CONTACT"); }
   banner.hidden = !down;
-  $("verdict").classList.toggle("stale", down);
+  if (app.down !== down) {
+    app.down = down;
+    if (app.last) showWord(app.last);
+  }
   if (was === down) requestAnimationFrame(redraw);
 }
 
@@ -242,13 +257,13 @@ function takeResult(part) {
   app.spark.push(part.ms);
   if (app.spark.length > SPARK) app.spark.shift();
   showVerdict(part); showPicture(part); showShift(part.shift); showSpark();
-  if (!accepted(part)) addReject(part);
+  if (!accepted(part)) { addReject(part); why.show(part); } else why.place();
 }
 
 function takeWords(words) {
   if (app.last && app.last.trigger === words.trigger) { app.last.words = words; showWords(app.last); }
   const reject = app.rejects.find((part) => part.trigger === words.trigger);
-  if (reject) reject.words = words;
+  if (reject) { reject.words = words; why.words(reject); why.place(); }
   if (app.detail === words.trigger && $("detail").open) text("detailwords", words.sentence);
   showShift(words.shift);
 }
@@ -260,6 +275,7 @@ function takeSnapshot(all) {
   app.spark = all.spark.slice(-SPARK);
   app.last = all.last; app.seq = all.last ? all.last.seq : 0; app.epoch = all.last ? all.last.epoch : null;
   if (all.last) { showVerdict(all.last); showPicture(all.last); }
+  if (app.rejects.length) why.show(app.rejects[0]); else why.forget();
   showShift(all.shift); showSpark(); showState(all.state);
   engineer.takeSnapshot(all);
 }

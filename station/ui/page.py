@@ -18,7 +18,7 @@ def _source(text: str) -> str:
 @cache
 def page() -> tuple[bytes, str]:
     """(HTML with inline style and script, Content-Security-Policy)."""
-    script = "\n".join(_read(name) for name in ("heat.js", "page.js", "engineer.js"))
+    script = "\n".join(_read(name) for name in ("heat.js", "page.js", "why.js", "engineer.js"))
     return _assemble(_read("page.html"), _read("page.css"), script)
 
 

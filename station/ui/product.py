@@ -60,13 +60,19 @@ class Products:
             return None
         return folder / "references" / file
 
+    def region(self, name: str) -> dict[str, int] | None:
+        """x, y, w, h of the frame that the references are cut from; None: the whole frame."""
+        folder = self._folder(name)
+        found = _toml(folder / "recipe.toml").get("region") if folder else None
+        return found if isinstance(found, dict) and {*"xywh"} <= found.keys() else None
+
     def nearest(self, name: str, picture: bytes) -> str | None:
-        """The reference most like a picture (correlation of 32x32 grey thumbnails)."""
-        query = _thumbnail(np.frombuffer(picture, np.uint8))
+        """The reference that looks most like a picture (distance of 32x32 grey thumbnails)."""
+        query = _thumbnail(np.frombuffer(picture, np.uint8), self.region(name))
         if query is None:
             return None
         files, table = self._table(name)
-        return files[int((table @ query).argmax())] if files else None
+        return files[int(np.square(table - query).sum(1).argmin())] if files else None
 
     def flags(self, name: str) -> dict[str, str]:
         """Flagged references and why."""
@@ -97,7 +103,10 @@ class Products:
 
     def _table(self, name: str) -> tuple[list[str], NDArray[np.float32]]:
         files = self.references(name)
-        key = f"{name}:{len(files)}:{files[-1:]}"
+        folder = self._folder(name)
+        made = (folder / "recipe.toml") if folder is not None else None
+        stamp = made.stat().st_mtime_ns if made is not None and made.exists() else 0
+        key = f"{name}:{len(files)}:{stamp}"  # enrolled again: the same names, other pictures
         with self._lock:
             if key in self._small:
                 return self._small[key]
@@ -139,14 +148,17 @@ def _brief(data: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in data.items() if not isinstance(v, list | dict) or len(str(v)) < 400}
 
 
-def _thumbnail(data: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+def _thumbnail(
+    data: NDArray[np.uint8], region: dict[str, int] | None = None
+) -> NDArray[np.float32] | None:
     image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if image is None:
+    if image is not None and region is not None:
+        x, y = region["x"], region["y"]
+        image = image[y : y + region["h"], x : x + region["w"]]
+    if image is None or image.size == 0:
         return None
     small = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    small -= small.mean()
-    norm = float(np.linalg.norm(small))
-    return np.asarray(small.ravel() / norm if norm else small.ravel(), np.float32)
+    return np.asarray(small.ravel(), np.float32)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -168,6 +168,27 @@ def test_the_description_arrives_and_a_reject_opens_by_keyboard(line, browser):
     browser.wait("!document.querySelector('#detail').open")
 
 
+def test_why_a_part_was_rejected_stands_beside_it_and_stays(line, browser):
+    station, _ = line
+    trigger = station.part("NG", DEFECT)
+    reject = f"disc-{station._count:05d}"
+    browser.wait(f"document.querySelector('#whyspot').dataset.part === '{reject}'")
+    browser.wait("!document.querySelector('#whygoodfigure').hidden")
+    title = "return document.querySelector('#whytitle').textContent"
+    assert browser.run(title) == "Why it is rejected"
+    spot, good = canvas(browser, "whyspot")[..., :3], canvas(browser, "whygood")[..., :3]
+    middle = spot.shape[0] // 2, spot.shape[1] // 2
+    dark = spot[middle].sum() < good[middle].sum() - 100
+    assert dark, "the pit is in the middle of the spot, and not on the good part"
+    assert (spot.min(axis=2) > 250).sum() > 100  # its outline
+    station.part("OK")
+    shown(browser, f"disc-{station._count:05d}")
+    assert browser.run(title) == "Last reject"
+    station.describe(trigger, "This is a picture of a disc. One dark pit at the right.")
+    words = "document.querySelector('#whywords')"
+    browser.wait(f"{words}.textContent === 'One dark pit at the right.' && !{words}.hidden")
+
+
 def test_every_control_is_reached_by_tab_and_has_a_name(line, browser):
     station, _ = line
     station.part("NG", DEFECT)
@@ -297,6 +318,8 @@ def test_the_banner_comes_within_a_second_of_kill_9_and_goes_after_recovery(tmp_
             took.append(browser.wait("window.came", 10) / 1000 - killed)
             told = "document.querySelector('#banner').textContent"
             assert "NO HEARTBEAT" in browser.run(f"return {told}")
+            todo = "document.querySelector('#todo').textContent"
+            assert browser.run(f"return {todo}") == "REJECT ALL"  # no OK is left standing
             assert (
                 browser.run("return document.querySelector('#ready').textContent") == "NO CONTACT"
             )
@@ -304,6 +327,7 @@ def test_the_banner_comes_within_a_second_of_kill_9_and_goes_after_recovery(tmp_
             before = browser.run("return app.seq")
             browser.wait(hidden, 30, "the banner goes")
             browser.wait(f"app.seq > {before}", 30, "verdicts go on")
+            assert browser.run(f"return {todo}") in ("PASS", "REJECT")
         ui.stop()  # the page's own server dies: the page must see it by itself
         browser.wait(f"!{hidden}", 10)
     finally:
