@@ -184,9 +184,12 @@ def _card(seen: Seen, loaded: LoadedRecipe, detector: DetectorLike) -> Card:
     answer = detector.run(to_tiles(frame, boxes), recipe.groups(len(boxes)))
     heat = stitch(answer.map, boxes, frame.shape[:2], recipe.region)
     score = seen.result.score if seen.result.score is not None else float("nan")
-    title = f"label: {seen.part.label}   score {score:.3f} (limit {loaded.threshold:.3f})"
+    title = f"labelled {seen.part.label}   score {score:.3f}, limit {loaded.threshold:.3f}"
     level = min(max(loaded.threshold, 1e-6), 0.5)  # the map is a probability: full colour at 1
-    return Card(frame, heat, level, seen.result.verdict.value, title, seen.words)
+    passed = seen.result.verdict is Verdict.OK
+    right = passed is seen.part.good
+    judgement = "right" if right else "WRONG: a defect passed" if passed else "WRONG: a good part"
+    return Card(frame, heat, level, seen.result.verdict.value, title, seen.words, right, judgement)
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engines.errors import SourceError
 from station.demo_data import folder, link
-from station.demo_sheet import Card, contact_sheet, overlay
+from station.demo_sheet import HEAD, Card, contact_sheet, overlay
 
 
 def _folder(root: Path, good: int, bad: int) -> Path:
@@ -67,10 +67,12 @@ def test_contact_sheet_holds_every_card(tmp_path: Path) -> None:
         "NG",
         "x",
         "a scratch",
+        True,
+        "right",
     )
     contact_sheet([card] * 4, tmp_path / "sheet.png", "four", columns=3)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet is not None
-    one = cv2.imread(str(tmp_path / "sheet.png"))[52:]
+    one = sheet[HEAD:]
     rows = one.shape[0] // 2
     assert (one[:rows] < 100).any() and (one[rows:] < 100).any()  # two rows, both drawn
