@@ -172,7 +172,7 @@ class Flow:
         draft = EventDraft(
             kind=kind, severity=severity, text=text[:2000], trigger_id=trigger_id, data=data
         )
-        log.info(kind, text=text, trigger_id=trigger_id, **data)
+        getattr(log, severity.value)(kind, text=text, trigger_id=trigger_id, **data)
         future = self.ledger.append(Stream.EVENT, draft)
         future.add_done_callback(lambda f: f.exception())  # told by ledger.healthy
 
