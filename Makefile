@@ -11,7 +11,7 @@ DATA   ?=
 OUT    ?= build/demo
 TEST   := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-slow nightly soak lint lock bench clean
+.PHONY: help install demo test test-slow nightly soak promises lint lock bench clean
 help:           ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -51,8 +51,11 @@ test-slow: $(VENV)/.dev ## the counts of the promises
 nightly: $(VENV)/.dev ## soaks, mutation, peers
 	$(TEST) -m 'nightly' --timeout 0
 
-soak: $(VENV)/.dev ## P1 with 1,000 kills
+soak: $(VENV)/.dev ## P1 with 1,000 kills, P9 for an hour
 	$(TEST) -m 'nightly' -k 'soak or kill' --timeout 0
+
+promises: $(VENV)/.dev ## docs/promises.md: what the tests of P1-P12 last told
+	$(BIN)/python tests/promises.py
 
 lint: $(VENV)/.dev ## ruff and mypy over every package
 	$(BIN)/ruff check .
@@ -60,7 +63,7 @@ lint: $(VENV)/.dev ## ruff and mypy over every package
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev ## the speed tables of benchmarks/RESULTS.md
-	@for b in $(filter-out common,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+	@for b in $(filter-out common peers peers_child soak,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  echo "== benchmarks.$$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 lock: $(BIN)/python ## pin every version anew (cpu and gpu exclude each other, both are in the file)

@@ -1,6 +1,7 @@
 """A bank of many good parts: what its coreset costs per frame and what it loses.
 
     python -m benchmarks.coreset [--data ../shared/data/mt] [--references 400] [--threads 1]
+                                 [--only accuracy|cost]
 
 Accuracy: every memory is bound to the same engine and inspects the same good and defective parts.
 Cost: the same engine with a memory of 1,024 references (real ones and their mirror images), its
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=60, help="good parts to inspect")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=("accuracy", "cost"), help="the other half as it stands")
     options = parser.parse_args()
     data, bundle = load_dataset(options.data), load_bundle("nano")
 
@@ -216,31 +218,45 @@ def main() -> None:
     detector.bind(None, anchors)
     tiles = tiles_of(normals)
     memory = tokens_of(detector, tiles)
-    many = mirrored(detector, memory, tiles)
-    good, bad = data.of("val", True)[: options.parts], data.of("val", False)
-    accuracy = accuracy_rows(Bench(detector, anchors, [*good, *bad]), memory)
-    costs, timings = costs_of(many, opened, anchors, options.rounds)
-    gain = int8_gain(options.threads)
     told = f"{detector.entry.file} on {detector.runtime}; weights: {bundle.manifest.trained}"
+    if options.only != "cost":
+        good, bad = data.of("val", True)[: options.parts], data.of("val", False)
+        kept = f"{len(normals)} good parts of `{data.name}` enrolled; {len(good)} other good and "
+        kept += f"{len(bad)} defective ones inspected; {told}."
+        report_accuracy(options, Bench(detector, anchors, [*good, *bad]), memory, kept)
+    if options.only != "accuracy":
+        many = mirrored(detector, memory, tiles)
+        report_cost(options, costs_of(many, opened, anchors, options.rounds), told)
+
+
+def report_accuracy(options: argparse.Namespace, bench: Bench, memory: Memory, what: str) -> None:
+    """Inspect with every memory; publish."""
+    rows = accuracy_rows(bench, memory)
+    notes = [
+        what,
+        "Radius: the largest distance (0 to 2) of a dropped token to a kept one, per tap.",
+    ]
+    title = "A bank of many good parts: accuracy of its coreset"
+    publish(Report("coreset", title, rows, notes, options.threads, {}, plot_of(rows)))
+
+
+def report_cost(
+    options: argparse.Namespace, found: tuple[list[dict[str, Any]], dict], told: str
+) -> None:
+    """Publish what a frame costs, and what an INT8 memory could save at most."""
+    costs, timings = found
+    gain = int8_gain(options.threads)
     share = next(r["memory / rest"] for r in costs if r["memory"] == "coreset of 4")
     bound = max(0.0, share / (1 + share) * (1 - 1 / gain))
     notes = [
-        f"{len(normals)} good parts of `{data.name}` enrolled; {len(good)} other good and "
-        f"{len(bad)} defective ones inspected; {told}.",
-        "Radius: the largest distance (0 to 2) of a dropped token to a kept one, per tap.",
+        f"{told}. The promise: `bank` through its coreset costs less than the encoder.",
         f"INT8 memory: an INT8 product of this size is {gain:.2f}x an FP32 one here. Behind a "
         f"coreset of 4 that could save at most {bound:.0%} of a frame, before quantising queries "
         "and exact re-ranking: not built.",
     ]
-    title = "A bank of many good parts: accuracy of its coreset"
-    publish(
-        Report(
-            "coreset", title, accuracy, notes, options.threads, {"gain": gain}, plot_of(accuracy)
-        )
-    )
-    title = f"A bank of {many.taps[0].shape[1]} good parts: cost per frame"
-    told += ". The promise: `bank` through its coreset costs less than the encoder."
-    publish(Report("coreset.cost", title, costs, [told], options.threads, timings))
+    title = f"A bank of {MANY} good parts: cost per frame"
+    figures = {"timings": timings, "int8_gain": gain}
+    publish(Report("coreset.cost", title, costs, notes, options.threads, figures))
 
 
 if __name__ == "__main__":
