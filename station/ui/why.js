@@ -61,10 +61,11 @@ const why = {
     drawPart(spot, this.scene, { heat: false, boxes: true, noBoxes: true }, from, fit(spot, from));
     const same = this.good && cleared($("whygood"));
     if (!same) return;
-    const { image, region } = this.good, origin = region || { x: 0, y: 0, w: this.scene.image.naturalWidth };
-    const scale = image.naturalWidth / origin.w, at = fit(same, from);
-    same.context.drawImage(image, (from.x - origin.x) * scale, (from.y - origin.y) * scale,
-      from.w * scale, from.h * scale, at.x, at.y, at.w, at.h);
+    const { image, region } = this.good, all = this.scene.image;
+    const origin = region || { x: 0, y: 0, w: all.naturalWidth, h: all.naturalHeight };
+    const across = image.naturalWidth / origin.w, down = image.naturalHeight / origin.h, at = fit(same, from);
+    same.context.drawImage(image, (from.x - origin.x) * across, (from.y - origin.y) * down,
+      from.w * across, from.h * down, at.x, at.y, at.w, at.h);
   },
 
   forget() { this.part = this.scene = this.good = null; $("why").hidden = true; },
