@@ -63,6 +63,16 @@ def halved(memory: Memory) -> Memory:
     return Memory(tuple(t.astype(np.float16).astype(np.float32) for t in memory.taps))
 
 
+def eighths(memory: Memory) -> Memory:
+    """Stored as INT8 with one scale a token, used as FP32, unit length again."""
+    taps = []
+    for tap in memory.taps:
+        scale = np.abs(tap).max(axis=-1, keepdims=True) / 127
+        rough = np.round(tap / scale) * scale
+        taps.append((rough / np.linalg.norm(rough, axis=-1, keepdims=True)).astype(np.float32))
+    return Memory(tuple(taps))
+
+
 class Bench:
     """One engine, the parts it inspects, and what is known of them."""
 
@@ -97,6 +107,7 @@ def accuracy_rows(bench: Bench, memory: Memory) -> list[dict[str, Any]]:
     named: dict[str, tuple[Memory, str, float | None]] = {
         f"all {count} references": (memory, "", None),
         f"all {count}, stored as FP16": (halved(memory), "", None),
+        f"all {count}, stored as INT8": (eighths(memory), "", None),
         "the first 4 references": (rows_of(memory, slice(4)), "", None),
         "4 references' worth of tokens at random": (scattered(memory, 4, 0), "", None),
     }
