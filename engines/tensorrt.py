@@ -11,6 +11,7 @@ or ahead-of-time target, precision and profile: another key is a rebuild with pr
 reuse.
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -217,9 +218,11 @@ def _matches(out: Path, key: dict[str, Any]) -> bool:
         return False
 
 
-def kept(onnx_path: Path, out: Path, place: Gpu | str, precision: str) -> bool:
+def kept(
+    onnx_path: Path, out: Path, place: Gpu | str, precision: str, package: str | None = None
+) -> bool:
     """True when `out` is the engine of this graph, here: nothing has to be built."""
-    trt = tensorrt()
+    trt = tensorrt(package)
     _, network = _parse(trt, _Log(trt), onnx_path)
     return _matches(out, engine_key(onnx_path, place, precision, profile_of(network), trt))
 
@@ -245,13 +248,14 @@ def build_engine(
     precision: str = "fp16",
     shapes: Shapes | None = None,
     say: Callable[[str], None] | None = None,
+    package: str | None = None,
 ) -> Built:
     """Build `out`, for a GPU that need not be here when `place` is a target. Reused by its key.
 
     Raises EngineError: unknown target, unparsable graph, a layer of the wrong precision, or a
     build that fails.
     """
-    trt = tensorrt()
+    trt = tensorrt(package)
     if isinstance(place, str):
         check_target(place, trt)
     start, log = time.monotonic(), _Log(trt)
@@ -298,8 +302,9 @@ def _config(trt: Any, builder: Any, network: Any, place: Gpu | str, shapes: Shap
         if -1 in tuple(port.shape):
             profile.set_shape(port.name, *shapes[port.name])
     config.add_optimization_profile(profile)
-    if isinstance(place, str):
-        capability = getattr(trt.ComputeCapability, place.upper())
+    if hasattr(trt, "ComputeCapability"):  # tensorrt_rtx: named even where the GPU is here
+        target = place if isinstance(place, str) else place.target
+        capability = getattr(trt.ComputeCapability, target.upper(), trt.ComputeCapability.CURRENT)
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
     return config
@@ -316,14 +321,23 @@ def _timing_cache(trt: Any, config: Any, path: Path) -> Any:
         return None
 
 
-def load_engine(path: Path) -> Any:
+@functools.cache
+def _runtime(package: str) -> tuple[_Log, Any]:
+    """One runtime per process: it must outlive every engine it has loaded."""
+    trt = tensorrt(package)
+    log = _Log(trt)
+    return log, trt.Runtime(log.logger)
+
+
+def load_engine(path: Path, package: str | None = None) -> Any:
     """Deserialize an engine. EngineError in one sentence where there is no GPU or no fit."""
-    trt = tensorrt()
+    trt = tensorrt(package)
     reason = missing()
     if reason:
         raise EngineError(f"{path.name} can be built but not loaded here: {reason}")
-    log = _Log(trt)
-    engine = trt.Runtime(log.logger).deserialize_cuda_engine(path.read_bytes())
+    log, runtime = _runtime(trt.__name__)
+    log.lines.clear()
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EngineError(f"{path.name} does not fit this GPU or driver: {log.last()}; rebuild it")
     return engine

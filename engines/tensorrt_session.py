@@ -143,15 +143,20 @@ def open_tensorrt(
     trt, cuda = tensorrt(package), Cuda()
     gpu = cuda.gpu()
     made = ahead / f"{onnx_path.stem}.{gpu.target}.engine" if ahead else None
-    if made is not None and made.is_file() and kept(onnx_path, made, gpu.target, precision):
+    if (
+        made is not None
+        and made.is_file()
+        and kept(onnx_path, made, gpu.target, precision, package)
+    ):
         say(f"{onnx_path.name}: engine built ahead of time for {gpu.target}")
         return _open(made, cache, trt, cuda)
     out = cache / f"{onnx_path.stem}.{graph_sha(onnx_path)[:12]}.engine"
     say(f"{onnx_path.name}: TensorRT engine for {gpu.name}, driver {gpu.driver}")
-    built = build_engine(onnx_path, out, gpu, precision, say=say)
+    built = build_engine(onnx_path, out, gpu, precision, say=say, package=package)
     say(f"{onnx_path.name}: {'kept engine' if built.reused else f'built in {built.seconds} s'}")
     return _open(built.path, cache, trt, cuda)
 
 
 def _open(path: Path, cache: Path, trt: Any, cuda: Cuda) -> TensorRtSession:
-    return TensorRtSession(load_engine(path), trt, cuda, cache / f"{path.stem}.kernels")
+    engine = load_engine(path, trt.__name__)
+    return TensorRtSession(engine, trt, cuda, cache / f"{path.stem}.kernels")

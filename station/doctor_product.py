@@ -2,7 +2,9 @@
 
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
+from engines.bundle import EngineEntry
 from engines.errors import StationError
 from station.doctor import Finding
 from station.settings import Settings
@@ -21,7 +23,7 @@ def bundle(settings: Settings) -> Iterator[Finding]:
     for entry in loaded.engines("detector"):
         yield Finding(entry.file, "info", _figures(entry))
     for refused in manifest.rejected:
-        why = ", ".join(f"{key} {value}" for key, value in refused.items() if key != "file")
+        why = f"{'; '.join(refused.get('reasons', ()))} ({_told(refused)})"
         yield Finding(str(refused.get("file", "engine")), "info", f"refused by the gate: {why}")
     mode = settings.engine.mode or "nearest"
     _, report = open_verified(loaded, mode, settings.engine.runtime, settings.engine.threads)
@@ -35,14 +37,17 @@ def bundle(settings: Settings) -> Iterator[Finding]:
         yield Finding("self-test", "ok", text)
 
 
-def _figures(entry: object) -> str:
-    parity = getattr(entry, "parity", {})
-    latency = getattr(entry, "latency_ms", None)
-    figures = [f"{key} {_short(value)}" for key, value in parity.items()]
-    if latency is not None:
-        figures.append(f"{latency:.1f} ms where it was built")
-    mark = "default, " if getattr(entry, "default", False) else ""
-    return f"{mark}{getattr(entry, 'precision', '?')}: {', '.join(figures) or 'no figures'}"
+def _figures(entry: EngineEntry) -> str:
+    mark = "default, " if entry.default else ""
+    return f"{mark}{entry.precision}: {_told(entry.model_dump())}"
+
+
+def _told(measured: dict[str, Any]) -> str:
+    """The gate's figures of an engine, shipped or refused."""
+    figures = [f"{key} {_short(value)}" for key, value in measured.get("parity", {}).items()]
+    if measured.get("latency_ms") is not None:
+        figures.append(f"{measured['latency_ms']:.1f} ms where it was built")
+    return ", ".join(figures) or "no figures"
 
 
 def _short(value: object) -> str:

@@ -66,11 +66,22 @@ def test_an_unknown_key_in_the_manifest_is_named(copy):
         load_bundle(copy)
 
 
-@pytest.mark.parametrize(("key", "value"), [("grow", "INTER_LINEAR"), ("order", "BGR")])
-def test_other_pixels_are_refused_by_the_spec(monkeypatch, key, value):
-    monkeypatch.setitem(pp.SPEC, key, value)
-    with pytest.raises(EngineError, match=f"built for other pixels.*{key} is .* there and {value}"):
+OTHER = {
+    "version": 2, "size": 224, "fit": "letterbox", "shrink": "INTER_LINEAR", "grow": "INTER_LINEAR",
+    "mixed": "at once", "order": "BGR", "scale": 1, "mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(pp.SPEC))
+def test_other_pixels_are_refused_by_the_spec(monkeypatch, key):
+    monkeypatch.setitem(pp.SPEC, key, OTHER[key])
+    with pytest.raises(EngineError, match="built for other pixels") as error:
         load_bundle("nano")
+    assert f"{key} is {load_spec()[key]} there and {OTHER[key]} here" in str(error.value)
+
+
+def load_spec():
+    return json.loads((NANO / "manifest.json").read_text())["preprocess_spec"]
 
 
 def test_no_bundle_says_how_to_make_one(tmp_path):

@@ -230,7 +230,7 @@ def test_an_engine_is_built_once_then_kept_and_one_made_ahead_of_time_is_preferr
 ):
     said, built = [], []
 
-    def build(onnx_path, out, place, precision, shapes=None, say=None):
+    def build(onnx_path, out, place, precision, say=None, package=None):
         reused = out.is_file()
         out.parent.mkdir(exist_ok=True)
         out.write_bytes(b"engine")
@@ -239,7 +239,9 @@ def test_an_engine_is_built_once_then_kept_and_one_made_ahead_of_time_is_preferr
 
     monkeypatch.setattr(tensorrt_session, "tensorrt", lambda name: Package())
     monkeypatch.setattr(tensorrt_session, "build_engine", build)
-    monkeypatch.setattr(tensorrt_session, "load_engine", lambda path: Engine(graph, (1, 16)))
+    monkeypatch.setattr(
+        tensorrt_session, "load_engine", lambda path, package: Engine(graph, (1, 16))
+    )
     monkeypatch.setattr(tensorrt_session, "kept", lambda *a: True)
     cache, ahead = tmp_path / "cache", tmp_path / "ahead"
     for _ in range(2):
