@@ -153,12 +153,16 @@ class Board:
     def snapshot(self) -> dict[str, Any]:
         """Everything a page needs when it opens."""
         with self._lock:
+            recent = list(self._history)[-SPARK:]
             return {
                 "state": self.state(),
                 "last": self._history[-1] if self._history else None,
                 "rejects": list(self._rejects.values()),
                 "shift": self._shift.as_dict(),
-                "spark": [part["ms"] for part in list(self._history)[-SPARK:]],
+                "spark": [part["ms"] for part in recent],
+                "passed": [
+                    p["score"] for p in list(self._history)[-SPARK:] if p["verdict"] == "OK"
+                ],
                 "events": list(self._events),
                 "identity": self._identity,
             }

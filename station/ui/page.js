@@ -2,7 +2,7 @@ const $ = (id) => document.getElementById(id);
 const SILENT_MS = 800;        // without a message from the page's server: banner
 const PICTURE_MS = 200;       // a fast line changes the picture at most five times a second
 const FILM = 24, SPARK = 120;
-const NEAR = 0.9;             // as archive.borderline: such parts are archived as their own class
+const NEAR = 0.2, KNOWN = 20; // of the way from the limit back to the median of so many accepted parts
 const ICONS = { OK: "✔", NG: "✖", UNDECIDED: "?", ERROR: "!" };
 const REASONS = {
   score: "Score above the limit", deadline: "No answer in time", queue_full: "Too many parts waiting",
@@ -12,7 +12,7 @@ const REASONS = {
   late: "Verdict came too late",
 };
 const view = { heat: true, opacity: 0.5, boxes: true };
-const app = { last: null, scene: null, rejects: [], spark: [], state: { alive: false }, heard: 0, seq: 0,
+const app = { last: null, scene: null, rejects: [], spark: [], passed: [], state: { alive: false }, heard: 0, seq: 0,
   loading: false, wanted: null, shownAt: 0, down: false, detail: null, detailScene: null, recipe: null };
 
 function text(id, value) { const node = $(id); if (node.textContent !== value) node.textContent = value; }
@@ -22,7 +22,11 @@ function accepted(part) { return part.verdict === "OK" && !part.late; }
 // A late OK is no OK: nothing acts on it.
 function wordOf(part) { return part.verdict === "OK" && part.late ? "NG" : part.verdict; }
 // An accepted part whose score comes close to the limit: worth a look, nothing more.
-function near(part) { return accepted(part) && part.threshold > 0 && part.score > NEAR * part.threshold; }
+function near(part) {
+  if (!accepted(part) || app.passed.length < KNOWN) return false;
+  const usual = [...app.passed].sort((a, b) => a - b)[Math.floor(app.passed.length / 2)];
+  return part.score > part.threshold - NEAR * (part.threshold - usual);
+}
 function reasonOf(part) {
   if (part.late) return REASONS.late;
   if (part.verdict === "OK") return near(part) ? "Within the limit, but close to it" : "Score within the limit";
@@ -256,6 +260,8 @@ function takeResult(part) {
   app.last = part;
   app.spark.push(part.ms);
   if (app.spark.length > SPARK) app.spark.shift();
+  if (accepted(part)) app.passed.push(part.score);
+  if (app.passed.length > SPARK) app.passed.shift();
   showVerdict(part); showPicture(part); showShift(part.shift); showSpark();
   if (!accepted(part)) { addReject(part); why.show(part); } else why.place();
 }
@@ -272,7 +278,7 @@ function takeSnapshot(all) {
   app.rejects = []; $("film").replaceChildren();
   all.rejects.slice(-FILM).forEach(addReject);
   $("nofilm").hidden = app.rejects.length > 0;
-  app.spark = all.spark.slice(-SPARK);
+  app.spark = all.spark.slice(-SPARK); app.passed = all.passed;
   app.last = all.last; app.seq = all.last ? all.last.seq : 0; app.epoch = all.last ? all.last.epoch : null;
   if (all.last) { showVerdict(all.last); showPicture(all.last); }
   if (app.rejects.length) why.show(app.rejects[0]); else why.forget();

@@ -189,6 +189,18 @@ def test_why_a_part_was_rejected_stands_beside_it_and_stays(line, browser):
     browser.wait(f"{words}.textContent === 'One dark pit at the right.' && !{words}.hidden")
 
 
+def test_an_accepted_part_near_the_limit_says_so(line, browser):
+    station, _ = line
+    for n in range(20):
+        station.part("OK", score=0.2 + n / 500, picture=False)
+    for score, near in ((0.3, False), (0.48, True)):
+        station.part("OK", score=score, picture=False)
+        part = f"disc-{station._count:05d}"
+        browser.wait(f"document.querySelector('#verdict').dataset.part === '{part}'")
+        told = browser.run("return document.querySelector('#reason').textContent")
+        assert ("close to it" in told) is near
+
+
 def test_every_control_is_reached_by_tab_and_has_a_name(line, browser):
     station, _ = line
     station.part("NG", DEFECT)
