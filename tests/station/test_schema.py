@@ -142,6 +142,27 @@ def test_a_body_is_at_most_16_kib():
     assert parse(exact) == a_result()
 
 
+def test_the_limits_are_the_last_sizes_that_are_allowed():
+    text, more = "y" * 1000, {str(n): "y" * 1000 for n in range(15)}
+    lacking = schema.MAX_BODY - len(body(Event(**HEAD, kind="x", t_us=0, text=text, data=more)))
+    more["0"] += "y" * lacking
+    event = Event(**HEAD, kind="x", t_us=0, text=text, data=more)
+    assert len(body(event)) == schema.MAX_BODY and parse(body(event)) == event
+    with pytest.raises(ValueError, match="16384"):
+        body(event.model_copy(update={"text": text + "y"}))
+    ping = b'{"cmd": "PING", "rid": "1", "session": "00000000000000ff"}'
+    exact = ping + b" " * (schema_ctl.MAX_COMMAND - len(ping))
+    assert schema_ctl.parse_command(exact).cmd == "PING"
+    with pytest.raises(ValueError, match="65536"):
+        schema_ctl.parse_command(exact + b" ")
+
+
+def test_an_ok_at_its_very_threshold_is_one_and_stays_a_draft():
+    fields = {"verdict": "OK", "reason": "score", "score": 0.5, "threshold": 0.5}
+    draft = ResultDraft.model_validate({"trigger_id": "00000000000000ff", **fields})
+    assert isinstance(draft, ResultDraft) and draft.score == draft.threshold == 0.5
+
+
 def test_at_most_64_regions_and_the_count_tells_the_rest():
     region = Region(x=0, y=0, w=1, h=1, peak=0.5, area=1)
     with pytest.raises(ValidationError):
