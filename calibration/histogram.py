@@ -13,26 +13,36 @@ INK, BAR, LINE = (40, 40, 40), (170, 140, 90), (40, 40, 200)
 def draw_histogram(
     scores: Sequence[float], threshold: float, title: str, note: str
 ) -> NDArray[np.uint8]:
-    """BGR u8 (360,720,3): histogram of `scores` in [0, 1.25 * largest], threshold as a red line."""
+    """BGR u8 (360,720,3): histogram of `scores` around their own range, threshold as a red line."""
     image = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    _write(image, f"{title}: {len(scores)} held-out good parts", (PAD, 24), 0.55)
+    _write(image, f"{title}: scores of {len(scores)} held-out good parts", (PAD, 24), 0.55)
     _write(image, note, (PAD, HEIGHT - 8), 0.4)
-    top = 1.25 * max([threshold, *scores, 1e-6])
-    floor = HEIGHT - PAD
-    counts, _ = np.histogram(np.asarray(scores, float), bins=BINS, range=(0.0, top))
-    step = (WIDTH - 2 * PAD) / BINS
+    low, high = _range(scores, threshold)
+    floor, wide = HEIGHT - PAD, WIDTH - 2 * PAD
+    counts, _ = np.histogram(np.asarray(scores, float), bins=BINS, range=(low, high))
+    most = max(1, int(counts.max()))
+    step = wide / BINS
     for index, count in enumerate(counts):
-        high = int((floor - PAD) * count / max(1, counts.max()))
+        up = int((floor - PAD) * count / most)
         left = int(PAD + index * step)
-        cv2.rectangle(image, (left, floor - high), (int(left + step) - 1, floor), BAR, -1)
-    at = int(PAD + (WIDTH - 2 * PAD) * threshold / top)
-    cv2.line(image, (at, PAD), (at, floor), LINE, 2)
-    _write(image, f"{threshold:.4f}", (min(at + 4, WIDTH - 90), PAD + 14), 0.45)
+        cv2.rectangle(image, (left, floor - up), (int(left + step) - 1, floor), BAR, -1)
+    _write(image, f"{most} parts", (4, PAD - 6), 0.38)
+    if np.isfinite(threshold):
+        at = int(PAD + wide * (threshold - low) / (high - low))
+        cv2.line(image, (at, PAD), (at, floor), LINE, 2)
+        _write(image, f"limit {threshold:.4f}", (min(at + 6, WIDTH - 110), PAD + 14), 0.45)
     cv2.line(image, (PAD, floor), (WIDTH - PAD, floor), INK, 1)
     for part in range(6):
-        x = int(PAD + (WIDTH - 2 * PAD) * part / 5)
-        _write(image, f"{top * part / 5:.3f}", (x - 16, floor + 16), 0.38)
+        x = int(PAD + wide * part / 5)
+        _write(image, f"{low + (high - low) * part / 5:.3f}", (x - 16, floor + 16), 0.38)
     return image
+
+
+def _range(scores: Sequence[float], threshold: float) -> tuple[float, float]:
+    """What to show: scores of one product often lie close together, far from 0."""
+    shown = [s for s in (*scores, threshold) if np.isfinite(s)] or [0.0]
+    margin = max(0.4 * (max(shown) - min(shown)), 1e-4)
+    return max(0.0, min(shown) - margin), max(shown) + margin
 
 
 def _write(image: NDArray[np.uint8], text: str, at: tuple[int, int], size: float) -> None:
