@@ -10,9 +10,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 import zmq
 
@@ -28,6 +28,11 @@ HELLO_EVERY_S = 0.5
 # which came back has forgotten it.
 PING_EVERY_S = 1.0
 POLL_MS = 20  # the gateway's own tick; a trigger wakes the poller at once
+# A part the station has accepted is asked for again this often (same rid: answered again, never
+# done again), because its verdict is lost with the connection if that breaks and is made anew.
+# One it has not accepted is never repeated: it would be inspected late, as its neighbour.
+REPEAT_EVERY_S = 0.2
+FORGET_S = 2.0  # after its deadline nobody waits for a part any more (bridge.GRACE_S is shorter)
 REFUSALS = frozenset(
     {Kind.BUSY, Kind.NOT_READY, Kind.DUPLICATE, Kind.DENIED, Kind.ERROR, Kind.LIMITED}
 )
@@ -58,6 +63,19 @@ class _Order:
     trigger_id: str
     part_id: str
     deadline_ms: int
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A trigger that was sent: its command, and when to ask again once it was accepted."""
+
+    command: dict[str, Any]
+    until: float
+    repeat_at: float | None = None
+
+    @property
+    def trigger_id(self) -> str:
+        return str(self.command["trigger_id"])
 
 
 class StationLink:
@@ -92,7 +110,7 @@ class StationLink:
         self._hello_rid = ""
         self._ping_at = 0.0
         self._beat = Beat()
-        self._open: dict[str, str] = {}  # rid -> trigger id, of this session
+        self._open: dict[str, _Asked] = {}  # by rid, of this session
         self._health = Health()
         self._thread = threading.Thread(target=self._run, name="station-link", daemon=True)
 
@@ -147,6 +165,7 @@ class StationLink:
             self._ping_at = now
             send(sockets.ctl, cmd="PING", rid=f"p{next(self._rid)}", session=self._session)
         self._send_orders(sockets)
+        self._repeat(sockets, now)
         self._tell_health(now)
         self._listener.on_tick()
 
@@ -162,18 +181,21 @@ class StationLink:
             except Empty:
                 return
             rid = f"t{next(self._rid)}"
-            if self._session is None or not send(
-                sockets.ctl,
-                cmd="TRIGGER",
-                rid=rid,
-                session=self._session,
-                trigger_id=order.trigger_id,
-                part_id=order.part_id,
-                deadline_ms=order.deadline_ms,
-            ):
+            command = {"cmd": "TRIGGER", "rid": rid, "session": self._session, **asdict(order)}
+            if self._session is None or not send(sockets.ctl, **command):
                 self._listener.on_refusal(order.trigger_id, Kind.NOT_READY)
             else:
-                self._open[rid] = order.trigger_id
+                until = self._clock() + order.deadline_ms / 1000 + FORGET_S
+                self._open[rid] = _Asked(command, until)
+
+    def _repeat(self, sockets: Sockets, now: float) -> None:
+        """Ask again for what was accepted: the connection may have been lost and made anew."""
+        for rid, asked in list(self._open.items()):
+            if now > asked.until:
+                del self._open[rid]
+            elif asked.repeat_at is not None and now >= asked.repeat_at:
+                asked.repeat_at = now + REPEAT_EVERY_S
+                send(sockets.ctl, **asked.command)
 
     def _on_ctl(self, frames: list[bytes]) -> None:
         answer = read_answer(frames)
@@ -189,7 +211,7 @@ class StationLink:
         return self.address.line, self.address.station
 
     def _on_result(self, result: Result) -> None:
-        rid = next((r for r, t in self._open.items() if t == result.trigger_id), None)
+        rid = next((r for r, a in self._open.items() if a.trigger_id == result.trigger_id), None)
         if rid is None or result.epoch != self._epoch:
             return  # of an earlier session, or of another ledger: never act on it
         del self._open[rid]
@@ -201,8 +223,10 @@ class StationLink:
             self._beat = Beat(limit_s=HB_MISSED * (reply.hb_ms or 200) / 1000)
         elif reply.reply is Kind.HELLO_FIRST:
             self._lost()
+        elif reply.reply is Kind.ACCEPTED and reply.rid in self._open:
+            self._open[reply.rid].repeat_at = self._clock() + REPEAT_EVERY_S
         elif reply.reply in REFUSALS and reply.rid in self._open:
-            self._listener.on_refusal(self._open.pop(reply.rid), reply.reply)
+            self._listener.on_refusal(self._open.pop(reply.rid).trigger_id, reply.reply)
 
     def _on_pub(self, frames: list[bytes]) -> None:
         status = read_status(frames)
