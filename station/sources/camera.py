@@ -26,6 +26,9 @@ from station.supervise import Backoff, RestartCap
 
 _OPEN_S = 10.0  # V4L2 and RTSP may take seconds to open; more means it is not there
 _MIN_STALL_NS = 250_000_000  # LINE.md: stall = max(3 frame periods, 250 ms)
+# READY=0 must be on the bus by then, so it is decided a little before: the watchdog looks every
+# 20 ms, and a status takes some milliseconds to be heard.
+_TELL_NS = 30_000_000
 _KEEP = 4  # frames that wait for a reader; older ones are dropped and counted
 log = structlog.get_logger("camera")
 
@@ -118,10 +121,10 @@ class CameraSource:
     # -- pump --------------------------------------------------------------------------------
 
     def stall_ns(self) -> int:
-        """How long without a frame is a stall."""
+        """How long without a frame is a stall: told within max(3 frame periods, 250 ms)."""
         if self.settings.stall_ms:
             return self.settings.stall_ms * 1_000_000
-        return max(3 * self._period_ns, _MIN_STALL_NS)
+        return max(3 * self._period_ns, _MIN_STALL_NS) - _TELL_NS
 
     def _stalled(self, now_ns: int) -> str | None:
         silent = now_ns - self._last_ns
