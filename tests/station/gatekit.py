@@ -65,6 +65,7 @@ class ScriptedStation:
     ):
         self.ready, self.silent, self.frozen, self.work_s = True, False, False, work_s
         self.simulated = simulated
+        self.slowest_s = 0.0  # the longest that the disk took for one row
         self.ledger = Ledger(Path(path), line=line, station=name)
         self.bus = Bus(
             BusConfig(line=line, station=name, pub=pub, ctl=ctl, keys=keys), self.ledger, self
@@ -99,10 +100,12 @@ class ScriptedStation:
             simulated=self.simulated,
             threshold=0.5,
         )
-        self.ledger.open_part(opening).add_done_callback(lambda f: self._opened(f, reply))
+        begun = time.monotonic()
+        self.ledger.open_part(opening).add_done_callback(lambda f: self._opened(f, reply, begun))
         return None
 
-    def _opened(self, future, reply):
+    def _opened(self, future, reply, begun):
+        self._durable(begun)
         part = future.result()
         if isinstance(part, Duplicate):
             self._slot.release()
@@ -118,7 +121,17 @@ class ScriptedStation:
                 continue
             time.sleep(self.work_s)
             self._slot.release()  # as the daemon: free before the answer leaves
-            self.ledger.commit_result(draft(part.trigger_id, part.part_id))
+            begun = time.monotonic()
+            done = self.ledger.commit_result(draft(part.trigger_id, part.part_id))
+            done.add_done_callback(lambda _, begun=begun: self._durable(begun))
+
+    def _durable(self, begun):
+        self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
+
+    @property
+    def disk_stalled(self):
+        """Whether a commit took longer than a part may: then a refusal is the right answer."""
+        return self.slowest_s > DEADLINE_MS / 1000
 
     def status(self):
         self._hb += 0 if self.frozen else 1

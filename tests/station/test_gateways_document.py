@@ -155,8 +155,9 @@ def test_the_bare_isp_client_of_the_document_sees_all_verdicts_and_none_wrong(st
 
 
 @pytest.mark.slow
-def test_the_bare_isp_client_sees_1000_verdicts_and_none_wrong(station):
+def test_the_bare_isp_client_sees_1000_verdicts_and_none_wrong(station, figure):
     bare_run(station, 1000)
+    figure("P1", "bare pyzmq and json (the document's client), 1,000 parts: all, none wrong")
 
 
 def test_the_bare_isp_client_is_told_when_the_station_is_not_ready(station):

@@ -107,7 +107,7 @@ def survives(name, tree, folder):
 @pytest.mark.nightly
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", MODULES)
-def test_at_least_95_percent_of_the_mutants_fail_a_test(name, tmp_path):
+def test_at_least_95_percent_of_the_mutants_fail_a_test(name, tmp_path, figure):
     source = (ROOT / "station" / "gateways" / f"{name}.py").read_text()
     lines, made, alive = source.splitlines(), 0, []
     assert survives(name, ast.parse(source), tmp_path), "the original fails its own tests"
@@ -115,5 +115,6 @@ def test_at_least_95_percent_of_the_mutants_fail_a_test(name, tmp_path):
         made += 1
         if survives(name, tree, tmp_path):
             alive.append(f"{name}.py:{line} {what}: {lines[line - 1].strip()}")
-    print(f"{name}: {made - len(alive)} of {made} mutants found", *alive, sep="\n")
+    print(*alive, sep="\n")
+    figure("P11", f"gateways/{name}.py: {made - len(alive)} of {made} wrong programs caught")
     assert made > 20 and len(alive) <= 0.05 * made

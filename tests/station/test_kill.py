@@ -121,7 +121,7 @@ def start(folder: Path, pub: int, ctl: int) -> subprocess.Popen[bytes]:
         pytest.param(1000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)]),
     ],
 )
-def test_after_kill_9_every_accepted_trigger_has_exactly_one_verdict(tmp_path, kills):
+def test_after_kill_9_every_accepted_trigger_has_exactly_one_verdict(tmp_path, kills, figure):
     parts_folder(tmp_path / "in", 8)
     pub, ctl = free_port(), free_port()
     plc, rng = Plc(ctl), random.Random(kills)
@@ -151,6 +151,6 @@ def test_after_kill_9_every_accepted_trigger_has_exactly_one_verdict(tmp_path, k
     for trigger_id, bodies in plc.results.items():
         assert bodies == by_trigger[trigger_id], "the PLC was told something else"
     restarted = sum(json.loads(b)["reason"] == "restart" for b in stored)
-    print(f"{kills} kills: {len(plc.accepted)} accepted, {len(stored)} verdicts, "
-          f"{restarted} of them ERROR/restart, {plc.busy} busy")  # fmt: skip
+    figure("P1", f"station: {kills} kills at {RATE} triggers/s: {len(plc.accepted)} accepted, "
+           f"each one verdict ({restarted} ERROR/restart)")  # fmt: skip
     assert len(plc.accepted) > 20 * kills

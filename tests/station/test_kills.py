@@ -159,24 +159,28 @@ def compare(folder, lines):
     return len(accepted), len(answered), restarts
 
 
-def kill_and_compare(folder, kills):
+def kill_and_compare(folder, kills, figure):
     lines = run_line(folder, kills)
     accepted, answered, restarts = compare(folder, lines)
-    print(f"{kills} kills: {accepted} accepted, {answered} answered, {restarts} ERROR/restart")
+    figure(
+        "P1",
+        f"ledger, bus and gateway: {kills} kills at 100 triggers/s: {accepted} accepted, "
+        f"{answered} answered, {restarts} ERROR/restart, none lost or doubled",
+    )
     assert answered >= 10 * kills and answered >= accepted * 0.8
 
 
-def test_3_kills_and_every_accepted_trigger_has_one_verdict(tmp_path):
-    kill_and_compare(tmp_path, 3)
+def test_3_kills_and_every_accepted_trigger_has_one_verdict(tmp_path, figure):
+    kill_and_compare(tmp_path, 3, figure)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_30_kills_and_every_accepted_trigger_has_one_verdict(tmp_path):
-    kill_and_compare(tmp_path, 30)
+def test_30_kills_and_every_accepted_trigger_has_one_verdict(tmp_path, figure):
+    kill_and_compare(tmp_path, 30, figure)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-def test_1000_kills_and_every_accepted_trigger_has_one_verdict(tmp_path):
-    kill_and_compare(tmp_path, 1000)
+def test_1000_kills_and_every_accepted_trigger_has_one_verdict(tmp_path, figure):
+    kill_and_compare(tmp_path, 1000, figure)

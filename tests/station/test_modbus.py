@@ -29,28 +29,34 @@ def line(station):
         plc.close()
 
 
-def run_parts(plc, count):
+def run_parts(plc, count, station):
     seen, wrong = {}, []
     for part in range(1, count + 1):
         passed, verdict, _ = plc.inspect(part)
         seen[verdict] = seen.get(verdict, 0) + 1
+        if verdict == "REFUSED" and not passed and station.disk_stalled:
+            continue  # safe: the verdict itself was not durable in time
         if verdict != truth(str(part)) or passed != (verdict == "OK"):
             wrong.append((part, verdict, passed))
     return seen, wrong
 
 
 def test_a_run_sees_every_verdict_and_none_wrong(line):
-    _, _, plc = line
-    seen, wrong = run_parts(plc, 100)
+    station, _, plc = line
+    seen, wrong = run_parts(plc, 100, station)
     assert not wrong and set(seen) == {"OK", "NG", "UNDECIDED", "ERROR"}
 
 
 @pytest.mark.slow
-def test_a_run_of_1000_parts_sees_every_verdict_and_none_wrong(line):
+def test_a_run_of_1000_parts_sees_every_verdict_and_none_wrong(line, figure):
     station, _, plc = line
     begun = time.monotonic()
-    seen, wrong = run_parts(plc, 1000)
-    print(f"1000 parts over Modbus in {time.monotonic() - begun:.1f} s: {seen}")
+    seen, wrong = run_parts(plc, 1000, station)
+    figure(
+        "P1",
+        f"bare pymodbus, 1,000 parts in {time.monotonic() - begun:.1f} s: {seen}, none wrong; "
+        f"slowest commit {station.slowest_s * 1e3:.0f} ms",
+    )
     assert not wrong and sum(seen.values()) == 1000
     assert station.ledger.last_seq("result") == 1000
 

@@ -71,7 +71,7 @@ def passes(tree, tests):
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("module", MODULES)
-def test_wrong_programs_are_caught(tree, module):
+def test_wrong_programs_are_caught(tree, module, figure):
     tests, functions = MODULES[module]
     source = (ROOT / module).read_text()
     assert passes(tree, tests), "the right program must pass in the copied tree"
@@ -83,5 +83,5 @@ def test_wrong_programs_are_caught(tree, module):
         else:
             caught += 1
     total = caught + len(survivors)
-    print(f"{module}: {caught} of {total} wrong programs caught; survivors: {survivors}")
+    figure("P11", f"{module}: {caught} of {total} wrong programs caught; survivors: {survivors}")
     assert caught >= 0.95 * total, survivors

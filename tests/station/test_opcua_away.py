@@ -30,7 +30,7 @@ class Events:
         print(json.loads(event.ResultContent)["seq"], flush=True)
 
 async def main():
-    async with Client(sys.argv[1]) as client:
+    async with Client(sys.argv[1], timeout=120) as client:  # it is asleep for a while
         ns = await client.get_namespace_index("urn:inspection-station:result-transfer")
         root = await client.nodes.objects.get_child(f"{ns}:InspectionStation")
         ready = await root.get_child(f"{ns}:Ready")
@@ -77,7 +77,7 @@ def produce(station, numbers):
     last.result(60)
 
 
-def test_a_client_that_was_away_gets_every_event_in_order(hall, tmp_path):
+def test_a_client_that_was_away_gets_every_event_in_order(hall, tmp_path, figure):
     station, endpoint = hall
     heard = tmp_path / "heard"
     with heard.open("wb") as out:
@@ -98,3 +98,4 @@ def test_a_client_that_was_away_gets_every_event_in_order(hall, tmp_path):
         client.kill()
         client.wait()
     assert lines()[1:] == [str(seq) for seq in range(1, AWAY + 11)]
+    figure("P6", f"OPC UA client stopped while {AWAY} parts pass: every event, in order")

@@ -122,7 +122,7 @@ def check_cut(changes, disk: Path, seed: int, folder: Path) -> tuple[int, int]:
     return len(accepted), len(heard)
 
 
-def cuts(witness, tmp_path, count, parts):
+def cuts(witness, tmp_path, count, parts, figure):
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     work(witness, disk, log, 1, parts, "die")
@@ -135,17 +135,18 @@ def cuts(witness, tmp_path, count, parts):
         at = chance.randrange(1, len(changes) + 1)
         _, heard = check_cut(changes[:at], disk, number, tmp_path / f"cut{number}")
         most = max(most, heard)
-    print(f"{count} cuts in {len(changes)} changes with {syncs} syncs; up to {most} rows told")
+    figure("P2", f"{count} cuts in {len(changes)} writes with {syncs} syncs: none of up to {most} "
+           "rows that were told is missing")  # fmt: skip
 
 
-def test_20_power_cuts_lose_nothing_that_was_told(witness, tmp_path):
-    cuts(witness, tmp_path, 20, 150)
+def test_20_power_cuts_lose_nothing_that_was_told(witness, tmp_path, figure):
+    cuts(witness, tmp_path, 20, 150, figure)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_200_power_cuts_lose_nothing_that_was_told(witness, tmp_path):
-    cuts(witness, tmp_path, 200, 400)
+def test_200_power_cuts_lose_nothing_that_was_told(witness, tmp_path, figure):
+    cuts(witness, tmp_path, 200, 400, figure)
 
 
 def test_the_witness_would_see_a_ledger_that_does_not_sync(witness, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def _whole_file(tmp_path, parts=40):
     return files(tmp_path)[0].read_bytes()
 
 
-def test_a_file_cut_at_500_places_opens_and_tells_its_loss(tmp_path):
+def test_a_file_cut_at_500_places_opens_and_tells_its_loss(tmp_path, figure):
     data = _whole_file(tmp_path)
     whole = list(RecordingReader(io.BytesIO(data), len(data)))
     offsets = np.random.default_rng(8).integers(0, len(data), 500)
@@ -151,6 +151,9 @@ def test_a_file_cut_at_500_places_opens_and_tells_its_loss(tmp_path):
     reader = RecordingReader(io.BytesIO(data), len(data))
     assert len(list(reader)) == len(whole)
     assert reader.loss is None
+    figure(
+        "P8", f"cut at {len(offsets) + 4} places: each opens, tells its loss, holds what precedes"
+    )
 
 
 def test_a_kill_loses_at_most_the_parts_of_the_last_second(tmp_path):
