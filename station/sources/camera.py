@@ -21,6 +21,7 @@ import structlog
 from engines.errors import SourceError
 from station.settings import SourceSettings
 from station.sources.base import Frame
+from station.sources.pace import Pace
 from station.sources.ring import Ring, Slot
 from station.supervise import Backoff, RestartCap
 
@@ -69,7 +70,7 @@ class CameraSource:
         self._mismatch: str | None = None
         self._last_ns = 0
         self._last_digest = 0
-        self._period_ns = int(1e9 / settings.fps) if settings.fps else 0
+        self._pace = Pace(int(1e9 / settings.fps) if settings.fps else 0)
         self._base = 0
         self._next_try_ns = 0
 
@@ -115,7 +116,8 @@ class CameraSource:
     def health(self) -> Health:
         """The state of this moment; cheap, from any thread."""
         fault = self._fault or self._mismatch or self._stalled(time.monotonic_ns())
-        fps = 1e9 / self._period_ns if self._period_ns else 0.0
+        period_ns = self._pace.period_ns
+        fps = 1e9 / period_ns if period_ns else 0.0
         return Health(fault is None, fault, fps, **self._counts)
 
     # -- pump --------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class CameraSource:
         """How long without a frame is a stall: told within max(3 frame periods, 250 ms)."""
         if self.settings.stall_ms:
             return self.settings.stall_ms * 1_000_000
-        return max(3 * self._period_ns, _MIN_STALL_NS) - _TELL_NS
+        return max(3 * self._pace.period_ns, _MIN_STALL_NS) - _TELL_NS
 
     def _stalled(self, now_ns: int) -> str | None:
         silent = now_ns - self._last_ns
@@ -173,9 +175,7 @@ class CameraSource:
         self._mismatch = f"camera {self.spec}: {'; '.join(wrong)}" if wrong else None
         self._fault = None
         self._last_ns = 0 if not self._counts["frames"] else self._last_ns
-        fps = float(message.get("fps") or 0)
-        if fps and not self._period_ns:
-            self._period_ns = int(1e9 / fps)
+        self._pace.told(float(message.get("fps") or 0))
 
     def _take(self, message: dict[str, Any]) -> None:
         """One frame out of the ring; a slot that was overwritten meanwhile is a dropped frame."""
@@ -185,8 +185,7 @@ class CameraSource:
             return
         self._fault = None
         self._backoff.reset()
-        if self._last_ns:
-            self._learn_period(slot.t_capture_ns - self._last_ns)
+        self._pace.frame(slot.t_capture_ns, self._base + slot.index)
         self._last_ns = slot.t_capture_ns
         frame = self._frame(slot, message.get("fault"))
         with self._changed:
@@ -213,13 +212,6 @@ class CameraSource:
             digest=digest,
             repeat=repeat,
         )
-
-    def _learn_period(self, gap_ns: int) -> None:
-        """A slow mean of frame gaps; a stall must not stretch what counts as a stall."""
-        if gap_ns <= 0 or (self._period_ns and gap_ns > 4 * self._period_ns):
-            return
-        old = self._period_ns or gap_ns
-        self._period_ns = int(old + (gap_ns - old) * 0.1)
 
     # -- child -------------------------------------------------------------------------------
 
