@@ -15,12 +15,15 @@ def audit_lines(keys):
     return [json.loads(line) for line in (keys / "audit.jsonl").read_text().splitlines()]
 
 
-def noise(address, data):
+def noise(address, data, wait_s=0.2):
+    """Send bytes, and what comes back within the time."""
     host, port = address.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port)), timeout=2) as connection:
         try:
             connection.sendall(data)
-            connection.settimeout(0.2)
+            if not wait_s:
+                return b""
+            connection.settimeout(wait_s)
             return connection.recv(4096)
         except OSError:
             return b""

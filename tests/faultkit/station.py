@@ -74,7 +74,7 @@ def results(client: Client) -> list[Result]:
     return [Result.model_validate_json(body) for body in client.fetch_all("result")]
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> float:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> float:
     """Wait until it holds; how long that took. AssertionError when it does not."""
     start = time.monotonic()
     while not condition():
