@@ -1,8 +1,8 @@
 """`python -m calibration.leave_out`: a kind of part never seen in training.
 
-Trains the vision stage without one set and judges that set at 0, 1, 2, 4 shots, five runs. In
-PyTorch, with the learned anchors themselves (no text tower is trained for an experiment); the
-weight of the image score is chosen on the sets that remain.
+Trains the vision stage without one set, finishes it (`calibration.finish`: trust and score weight
+are chosen on the sets that remain) and judges that set at 0, 1, 2, 4 shots, five runs. In PyTorch,
+with the learned anchors themselves: no text tower is trained for an experiment.
 """
 
 import argparse
@@ -18,10 +18,12 @@ from torch import Tensor
 from calibration.corpus import Corpus, CorpusSpec, build_corpus, stem_features
 from calibration.datasets import Dataset, choose_shots, load_dataset, read_image
 from calibration.evaluate import summarise
+from calibration.finish import finish
 from calibration.metrics import auroc
-from calibration.stage_score import choose_score, harmonic
+from calibration.stage_score import harmonic
 from calibration.stage_vision import VisionSettings, answers, encode_features
-from calibration.train import CLS_SCALE, Log, good_parts, memory_of, start_model, train_vision
+from calibration.train import train_vision
+from calibration.training import CLS_SCALE, Log, good_parts, start_model
 from engines.preprocess import resize
 from export.model import SpgddGpt
 from export.model.tddf import unit
@@ -78,10 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus.leave_out([args.out_of])
     settings = VisionSettings(steps=args.steps, real_share=args.real_share)
     anchors = train_vision(model, corpus, val, settings, home, log)
-    pairs = {n: (c, memory_of(model, good)) for n, (good, c) in val.items()}
-    choice = choose_score(model, dict.fromkeys(pairs, anchors), pairs, CLS_SCALE)
+    model = finish(model, anchors, corpus, val, home, log, text=False)
     dataset = load_dataset(next(d for d in args.data if d.name == args.out_of))
-    body: dict[str, Any] = {"left_out": args.out_of, "steps": args.steps, "weight": choice.weight}
+    body: dict[str, Any] = {
+        "left_out": args.out_of,
+        "steps": args.steps,
+        "weight": float(model.score.weight),
+    }
     for shots in (0, 1, 2, 4):
         found = judge(model, anchors, dataset, held[args.out_of], shots, args.runs)
         body[str(shots)] = found

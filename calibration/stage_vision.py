@@ -51,6 +51,9 @@ class VisionSettings:
     free_projection: bool = False
     """Also train conv1 and the value path of block 1 (tap a then drifts from plain features)."""
     seed: int = 42
+    device: str = "cpu"
+    bf16: bool = False
+    """Autocast the forward pass to bfloat16 (losses stay FP32)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Batch:
     labels: Tensor
     normal: Tensor
     located: Tensor
+
+    def to(self, device: str) -> "Batch":
+        """On another device."""
+        parts = (self.features, self.labels, self.normal, self.located)
+        return Batch(*(part.to(device) for part in parts))
 
 
 def first_block(model: SpgddGpt) -> Block:
@@ -115,6 +123,7 @@ class VisionTrainer(nn.Module):
         self.fixed_anchors = anchors is not None
         for parameter in self.frozen():
             parameter.requires_grad_(False)
+        self.to(settings.device)
 
     def frozen(self) -> Iterator[Tensor]:
         """What keeps its pretrained value."""
@@ -166,10 +175,13 @@ class VisionTrainer(nn.Module):
 
     def loss(self, batch: Batch, shots: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Loss terms of one batch; the first `shots` pictures are good and act as memory."""
-        found = encode_features(self.model, batch.features)
-        memory = [tap[:shots].detach() for tap in found.taps]
+        batch = batch.to(self.settings.device)
+        kind = self.settings.device.partition(":")[0]
+        with torch.autocast(kind, torch.bfloat16, enabled=self.settings.bf16):
+            found = encode_features(self.model, batch.features)
+        memory = [tap[:shots].detach().float() for tap in found.taps]
         keep = slice(shots, None)
-        taps = tuple(tap[keep] for tap in found.taps)
+        taps = tuple(tap[keep].float() for tap in found.taps)
         anchors = unit(self.anchors)
         delta = self.model.tddf.deltas(taps, anchors)
         am = bank_distances(taps, memory) if shots else torch.ones_like(delta)
@@ -185,7 +197,7 @@ class VisionTrainer(nn.Module):
         known = (positive | (peak <= 0)) & located[:, None]
         terms = self._tddf_terms(delta, positive, known)
         terms |= map_terms(z, labels, located, abnormal)
-        cls = unit(found.cls[keep])
+        cls = unit(found.cls[keep].float())
         lean = cls @ anchors[1] - cls @ anchors[0]
         flags = abnormal.float()
         terms["cls"] = F.binary_cross_entropy_with_logits(8.0 * lean, flags)
@@ -209,7 +221,7 @@ class VisionTrainer(nn.Module):
 
     def _mute(self, p: Tensor, rng: np.random.Generator) -> Tensor:
         """Sometimes the text cue says nothing: the head must then go by distances alone."""
-        mute = torch.from_numpy(rng.uniform(size=len(p)) < self.settings.no_text_cue)
+        mute = torch.from_numpy(rng.uniform(size=len(p)) < self.settings.no_text_cue).to(p.device)
         return torch.where(mute[:, None, None], torch.full_like(p, 0.5), p)
 
 
@@ -310,7 +322,7 @@ def answers(
     kept: dict[str, list[NDArray[np.float32]]] = {n: [] for n in ("map", "peak", "cls", "p", "am")}
     for start in range(0, len(corpus.kind), 32):
         rows = np.arange(start, min(start + 32, len(corpus.kind)))
-        found = encode_features(model, gather(corpus, rows).features)
+        found = encode_features(model, gather(corpus, rows).features.to(anchors.device))
         p = model.tddf(found.taps, anchors)
         am = torch.ones_like(p)
         if memory is not None:
@@ -322,7 +334,7 @@ def answers(
         cos = unit(found.cls) @ anchors.T
         values = (full, full.amax((1, 2)), cos[:, 1] - cos[:, 0], p, am)
         for name, value in zip(kept, values, strict=True):
-            kept[name].append(value.numpy())
+            kept[name].append(value.cpu().numpy())
         if progress:
             progress(start)
     return {name: np.concatenate(value) for name, value in kept.items()}

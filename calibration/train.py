@@ -1,13 +1,16 @@
 """`python -m calibration.train`: the nano weights from the train splits, one command.
 
-Stages: corpus (frozen stem, cached), vision (encoder, TDDF, head), text (tower to the anchors),
-score (its weight, on validation). Stage (d), the prefix, is `calibration.prefix`. Every stage is
-resumable: the state is kept in OUT/state.pt, figures in OUT/metrics.jsonl, a plot in OUT/plot.png.
+1. corpus: every picture through the frozen stem once, features cached;
+2. vision: transformer, TDDF and head with the projection held, then the text tower to the anchors;
+3. vision again, projection free, against the text anchors;
+4. tap a, the head's trust and the score's weight for kinds never seen (`calibration.finish`).
+
+The prefix (stage d) is `calibration.prefix`. Every stage is resumable (OUT/*/state.pt), figures in
+OUT/metrics.jsonl, a plot in OUT/plot.png. `--quick` takes fewer steps. `--device cuda --bf16` puts
+the vision steps on a GPU: written, and run with `--device cpu --bf16` only, for want of a GPU.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,45 +21,33 @@ import torch
 from torch import Tensor
 
 from calibration.corpus import Corpus, CorpusSpec, build_corpus
-from calibration.datasets import NOUNS
-from calibration.metrics import auroc
-from calibration.stage_score import choose_score, harmonic
-from calibration.stage_text import TextSettings, ensemble_anchors, train_text
+from calibration.finish import finish
+from calibration.stage_text import TextSettings, train_text
 from calibration.stage_vision import (
     Sampler,
     VisionSettings,
     VisionTrainer,
     answers,
-    encode_features,
-    gather,
     start_from_stem,
     start_head,
 )
+from calibration.training import (
+    TAPS,
+    Log,
+    draw_plot,
+    figures_of,
+    good_parts,
+    known_anchors,
+    memory_of,
+    start_model,
+)
 from export.model import SpgddGpt
 from export.model.tddf import unit
-from export.model.weights import load_weights, save_weights
+from export.model.weights import save_weights
 
-TAPS = (1, 2, 4)
-# Trained CLS cosines differ by up to 1.4: times 100 their softmax would underflow float32.
-CLS_SCALE = 20.0
-
-
-class Log:
-    """Progress on the terminal and one JSON line per figure."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.begin = folder / "metrics.jsonl", time.monotonic()
-
-    def __call__(self, text: str, **figures: Any) -> None:
-        """Say `text`; keep `figures`."""
-        seconds = time.monotonic() - self.begin
-        shown = " ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
-        print(f"[{seconds:6.0f} s] {text} {shown}", flush=True)
-        if figures:
-            row = {"seconds": round(seconds, 1), "what": text, **figures}
-            with self.path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
+__all__ = ["TAPS", "Log", "train_vision"]
+STEPS = (600, 1080)
+QUICK = (600, 480)
 
 
 def train_vision(
@@ -113,7 +104,8 @@ def train_vision(
     with torch.no_grad():
         for now, kept in zip(weights, best["weights"], strict=True):
             now.copy_(kept)
-    return unit(trainer.anchors.detach())
+    model.cpu()
+    return unit(trainer.anchors.detach()).cpu()
 
 
 def _schedule(step: int, settings: VisionSettings) -> float:
@@ -157,34 +149,6 @@ def _validate(
     trainer.model.train()
 
 
-def figures_of(prefix: str, corpus: Corpus, found: dict[str, Any]) -> dict[str, float]:
-    """Pixel- and Image-AUC (by peak, by CLS) of one run over a corpus, in percent."""
-    located = corpus.located
-    truth = corpus.labels[located] > 0.3
-    pairs = {
-        "pixel": auroc(truth, found["map"][located]),
-        "peak": auroc(~corpus.normal, found["peak"]),
-        "cls": auroc(~corpus.normal, found["cls"]),
-    }
-    return {f"{prefix}/{k}": 100 * v for k, v in pairs.items() if v is not None}
-
-
-def good_parts(corpus: Corpus, kind: str, count: int = 4, step: int = 5) -> Corpus:
-    """A few good real pictures of one kind (`step` skips the augmented copies of one part)."""
-    rows = np.flatnonzero((corpus.kind == kind) & corpus.normal & corpus.real)[::step][:count]
-    names = ("features", "labels", "kind", "normal", "located", "real", "category")
-    columns: dict[str, Any] = {name: np.asarray(getattr(corpus, name)[rows]) for name in names}
-    return Corpus(**columns)
-
-
-@torch.inference_mode()
-def memory_of(model: SpgddGpt, shots: Corpus, count: int = 4) -> list[Tensor]:
-    """Unit taps of the first `count` good parts of a corpus, 3 x (count,225,D)."""
-    model.eval()
-    rows = np.flatnonzero(shots.normal & shots.real)[:count]
-    return [unit(t) for t in encode_features(model, gather(shots, rows).features).taps]
-
-
 def _keep(path: Path, trainer: VisionTrainer, *rest: Any) -> None:
     optimiser, plan, average, best, sampler, step = rest
     state = {
@@ -217,25 +181,30 @@ def _resume(path: Path, trainer: VisionTrainer, *rest: Any) -> int:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m calibration.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders to train on")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"))
     parser.add_argument("--weights", type=Path, help="where to write the weights file")
-    parser.add_argument("--quick", action="store_true", help="frozen stem, cached features")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument(
-        "--leave-out", nargs="*", default=[], help="sets of --data not to train or select on"
-    )
-    parser.add_argument("--start", type=Path, help="weights to go on from; text tower kept")
+    parser.add_argument("--quick", action="store_true", help=f"steps {QUICK} instead of {STEPS}")
+    parser.add_argument("--steps", type=int, nargs=2, help="of the two vision stages")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="sets of --data never looked at")
+    parser.add_argument("--start", type=Path, help="weights to go on from (only stages 3 and 4)")
     parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--real-share", type=float, default=0.62, help="share of real batches")
-    parser.add_argument("--focus", type=float, default=0.5, help="share of the second real set")
-    parser.add_argument("--free-projection", action="store_true", help="train conv1 as well")
+    parser.add_argument("--real-share", type=float, default=0.72, help="of batches, in stage 3")
+    parser.add_argument("--focus", type=float, default=0.72, help="of the second real set, stage 3")
     parser.add_argument("--kinds", type=int, default=96, help="procedural kinds")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--bf16", action="store_true", help="autocast the vision steps")
     parser.add_argument("--paper-literal", action="store_true", help="Eq. 4 as printed")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.steps = args.steps or (QUICK if args.quick else STEPS)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -244,8 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     log = Log(args.out)
     model, known = start_model(args.start)
-    spec = CorpusSpec(sets=tuple(str(d) for d in args.data), kinds=args.kinds)
-    corpus = build_corpus(spec, args.cache, model.eval(), log)
+    corpus = build_corpus(
+        CorpusSpec(tuple(map(str, args.data)), kinds=args.kinds), args.cache, model.eval(), log
+    )
     val = {}
     for folder in args.data:
         if folder.name in args.leave_out:
@@ -254,95 +224,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         held = build_corpus(plain, args.cache, model, log)
         val[folder.name] = (good_parts(corpus, folder.name), held)
     corpus.leave_out(args.leave_out)
-    settings = VisionSettings(
-        steps=args.steps,
-        lr=args.lr,
-        real_share=args.real_share,
-        paper_literal=args.paper_literal,
-        focus=args.focus,
-        free_projection=args.free_projection,
-    )
-    anchors = train_vision(model, corpus, val, settings, args.out, log, anchors=known)
-    torch.save({"model": model.state_dict(), "anchors": anchors}, args.out / "vision.pt")
+    held_back = VisionSettings(
+        steps=args.steps[0], lr=args.lr, paper_literal=args.paper_literal,
+        device=args.device, bf16=args.bf16,
+    )  # fmt: skip
     if known is None:
+        anchors = train_vision(model, corpus, val, held_back, args.out / "held", log)
         for row in train_text(model, anchors, corpus, TextSettings()):
             log("text", **row)
-    finish(model, anchors, val, args.out, log)
+        known = known_anchors(model)
+    free = replace(
+        held_back, steps=args.steps[1], real_share=args.real_share, focus=args.focus,
+        free_projection=True,
+    )  # fmt: skip
+    train_vision(model, corpus, val, free, args.out / "free", log, anchors=known)
+    model = finish(model, known, corpus, val, args.out, log)
     write_weights(model, args, log)
     draw_plot(args.out / "metrics.jsonl", args.out / "plot.png")
-
-
-def start_model(weights: Path | None) -> tuple[SpgddGpt, Tensor | None]:
-    """A fresh nano, or a trained one with the anchors its text tower gives."""
-    if weights is not None:
-        model = load_weights(weights)
-        nouns = (*NOUNS.values(), "object", "part")
-        return model, unit(torch.stack([ensemble_anchors(model, n) for n in nouns]).mean(0))
-    model = SpgddGpt.create("nano")
-    return SpgddGpt.create("nano", vision=replace(model.config.vision, taps=TAPS)), None
-
-
-def finish(
-    model: SpgddGpt,
-    anchors: Tensor,
-    val: dict[str, tuple[Corpus, Corpus]],
-    out: Path,
-    log: Log,
-) -> None:
-    """The score's weight; figures through the text anchors."""
-    texts = {name: ensemble_anchors(model, NOUNS.get(name, "object")) for name in val}
-    for name in (*val, "unknown"):
-        pair = texts.get(name, ensemble_anchors(model, "quillor brant"))
-        log(f"text anchors of {name}", **_closeness(pair, anchors))
-    banks = {name: (held, memory_of(model, good)) for name, (good, held) in val.items()}
-    choice = choose_score(model, texts, banks, CLS_SCALE)
-    log("score weight", weight=choice.weight, figures=choice.figures)
-    for name, (held, memory) in banks.items():
-        for shots in (0, 1, 4):
-            bank = [m[:shots] for m in memory] if shots else None
-            found: dict[str, Any] = dict(answers(model, texts[name], held, bank))
-            found["peak"] = harmonic(found["cls"], found["peak"], choice.weight, CLS_SCALE)
-            log("final", **figures_of(f"{name}/{shots}", held, found))
-    torch.save(model.state_dict(), out / "final.pt")
-
-
-def _closeness(pair: Tensor, anchors: Tensor) -> dict[str, float]:
-    cos = (pair * anchors).sum(-1)
-    return {"normal": float(cos[0]), "abnormal": float(cos[1])}
 
 
 def write_weights(model: SpgddGpt, args: argparse.Namespace, log: Log) -> None:
     """The weights file, with a sentence saying what it is."""
     path = args.weights or args.out / "nano.safetensors"
     sets = " and ".join(f.name for f in args.data if f.name not in args.leave_out)
+    steps = f"{args.steps[1]} steps on from {args.start}" if args.start else f"{args.steps} steps"
     trained = (
-        f"trained {args.steps} steps on the train splits of {sets}, made defects and "
-        f"{args.kinds} procedural kinds; stem from ImageNet, frozen; prefix untrained"
+        f"trained {steps} on the train splits of {sets}, made defects and {args.kinds} procedural "
+        "kinds; tap a on procedural kinds alone; stem from ImageNet, frozen; prefix untrained"
     )
     save_weights(model.eval(), path, trained=trained)
     log(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {trained}")
-
-
-def draw_plot(metrics: Path, out: Path) -> None:
-    """Losses and validation figures over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
-    for axis, mark in ((left, "vision step "), (right, "validation at ")):
-        chosen = [r for r in rows if r["what"].startswith(mark)]
-        steps = [int(r["what"].removeprefix(mark).split("/")[0]) for r in chosen]
-        for name in sorted({k for r in chosen for k in r} - {"seconds", "what"}):
-            axis.plot(steps, [r.get(name) for r in chosen], label=name)
-        axis.set_xlabel("step")
-        axis.legend(fontsize=6)
-    left.set_title("loss terms")
-    right.set_title("validation, percent")
-    figure.tight_layout()
-    figure.savefig(out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class VisionConfig:
     mlp_ratio: float = 4.0
     branch: Branch = "enhanced"
     local: int = 0
-    """Beyond the paper: half the width makes tap a a `LocalTap` of the stem; 0: a block's V-V tap."""
+    """Beyond the paper: half the width makes tap a a `LocalTap`; 0: it is a block's V-V tap."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
