@@ -16,6 +16,7 @@ from engines.session import AnySession, Array, choose, open_session, thread_coun
 F32 = NDArray[np.float32]
 PATCHES = 225
 _LIGHT_BYTES = 64 << 20  # weights that may be in memory twice
+_CPU_RUNTIMES = ("ort-cpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ class Detector:
         the load. Call it after `bind`. Without it `run` is still right from any thread.
         """
         threads = thread_count(self._threads)
-        if callers < 2 or threads < 2 or self.runtime == "ort-cuda":
-            return "one caller or one thread: nothing to share"
+        if callers < 2 or threads < 2 or self.runtime not in _CPU_RUNTIMES:
+            return "one caller, one thread or a GPU: nothing to share"
         weights = sum(f.stat().st_size for f in self.bundle.path.glob("*.safetensors"))
         if weights > _LIGHT_BYTES:
             return f"{weights >> 20} MiB of weights would be in memory twice"
