@@ -15,7 +15,9 @@ HEAD = """# Evaluation
 
 Written by `python -m calibration.report`; do not edit. All figures in percent, mean over runs
 (sample deviation in brackets), Pixel-AUC at 240 px over all pixels of all judged pictures, through
-the exported engines. A dash is undefined (no masks, or one class alone).
+the exported engines. A dash is undefined (no masks, or one class alone). "Said right": share of
+pictures whose description's field `defective` is true to the label, as the template says it (it
+repeats the verdict at the recipe's threshold). Native size: the first run alone.
 """
 
 
@@ -31,12 +33,14 @@ def number(entry: dict[str, Any], name: str) -> str:
 def ours_table(name: str, entry: dict[str, Any]) -> list[str]:
     """Our rows beside the paper's."""
     lines = [
-        "| shots | Pixel-AUC | Image-AUC | AUPRO | false rejects | caught | paper Pixel-AUC |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| shots | Pixel-AUC | native size | Image-AUC | AUPRO | false rejects | caught "
+        "| said right | paper Pixel-AUC |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     paper = dict(zip(("1", "2", "4"), PAPER.get(name, ()), strict=False))
     for shots, found in entry["ours"].items():
-        cells = [number(found, n) for n in ("pixel", "image", "pro", "false_reject", "caught")]
+        names = ("pixel", "native", "image", "pro", "false_reject", "caught", "said")
+        cells = [number(found, n) for n in names]
         lines.append(f"| {shots} | " + " | ".join(cells) + f" | {paper.get(shots, '-')} |")
     return lines
 
