@@ -201,9 +201,9 @@ class Store:
             self.db.execute("DELETE FROM parts WHERE seq<=?", (end,))
         return int(deleted)
 
-    def checkpoint(self) -> None:
-        """Move the WAL into the database file."""
-        self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    def checkpoint(self, how: str = "PASSIVE") -> None:
+        """Move the WAL into the database file; TRUNCATE also empties the WAL's own."""
+        self.db.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
 
     def close(self) -> None:
         """Close the connection (SQLite checkpoints and removes the WAL)."""

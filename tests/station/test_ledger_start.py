@@ -1,6 +1,7 @@
 """The ledger at its start and end: recovery, damaged and foreign files, the lock."""
 
 import os
+import shutil
 import sqlite3
 
 import pytest
@@ -133,6 +134,27 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, where):
     with pytest.raises(LedgerError) as caught:
         Ledger(path, line="l", station="s")
     assert caught.value.code == 6 and "\n" not in str(caught.value)
+
+
+def test_what_killed_stations_left_in_the_wal_is_folded_at_the_next_start(tmp_path):
+    sizes, here = [], tmp_path / "0"
+    here.mkdir()
+    for life in range(1, 5):
+        ledger = make(here)
+        for _ in range(30):
+            inspect(ledger)
+        wal = here / "ledger.db-wal"
+        sizes.append(wal.stat().st_size)
+        after = tmp_path / str(life)  # what a kill -9 leaves: both files as they are now
+        after.mkdir()
+        for name in ("ledger.db", "ledger.db-wal"):
+            shutil.copy(here / name, after)
+        ledger.close()
+        here = after
+    assert max(sizes) < 1.5 * sizes[0], sizes
+    ledger = make(here)
+    assert ledger.last_seq("result") == 120
+    ledger.close()
 
 
 def test_what_waits_at_close_is_written(tmp_path):
