@@ -1,7 +1,6 @@
 """P11: the fail-safe code is tested: nearly every wrong program is caught by its own tests.
 
-For each module, each mutant runs against the fast tests of that module in a copy of the tree. A
-survivor must be listed here with the reason why it is no other program.
+For each module, each mutant runs against the fast tests of that module in a copy of the tree.
 """
 
 import os
@@ -22,11 +21,7 @@ MODULES = {
     "station/schema_ctl.py": (["test_schema.py"], None),
     "station/security.py": (["test_keys.py", "test_security.py"], {"may", "zap_answer"}),
 }
-QUICK = {"test_keys.py": "table_of_roles", "test_security.py": "zap"}
-# "module:line text" of a mutant that behaves like the original, and why.
-JUSTIFIED: dict[str, str] = {
-    "station/security.py zap_answer number + 1": "the cut of the address in the audit log (64)",
-}
+QUICK = {"test_keys.py": "table_of_roles", "test_security.py": "zap or audit_log_says"}
 
 
 @pytest.fixture
@@ -62,7 +57,7 @@ def passes(tree, tests):
         cwd=tree,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     return done.returncode == 0

@@ -266,6 +266,16 @@ def test_zap_admits_a_known_key_only_in_our_domain(tmp_path, keys):
     assert zap_answer([*good, b"more"], access, Audit(None))[2] == b"400"
 
 
+def test_the_audit_log_says_from_where_in_at_most_64_characters(tmp_path, keys):
+    log = tmp_path / "said.jsonl"
+    for address in (b"192.0.2.7", b"a" * 64, b"b" * 65, b"\xff"):
+        frames = [b"1.0", b"7", b"isp1", address, b"identity", b"CURVE", bytes(32)]
+        assert zap_answer(frames, Access(keys), Audit(log))[2] == b"400"
+    zap_answer([b"1.0", b"7", b"isp1", b"cut.off"], Access(keys), Audit(log))
+    said = [json.loads(line)["address"] for line in log.read_text().splitlines()]
+    assert said[:3] == ["192.0.2.7", "a" * 64, "b" * 64] and said[4] == "cut.off"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=5))
 def test_any_frames_leave_the_bus_alive(tmp_path_factory, frames):
