@@ -259,8 +259,11 @@ def extras(args: argparse.Namespace, progress: Progress) -> None:
         store = WeightStore(args.out / WEIGHTS)
         config = ModelConfig.from_json(store.metadata["config"])
         cache = args.cache or args.out.with_name(args.out.name + ".tensorrt")
+        passed = {e.precision for e in load_bundle(args.out.resolve()).engines("detector")}
+        for half in [h for h in HALVES if h not in passed]:
+            progress.say(f"{half}: no TensorRT engine, the gate refused the {half} detectors")
         for target in args.target:
-            for half in HALVES:
+            for half in [h for h in HALVES if h in passed]:
                 build_ahead(store, config, cache, target, progress.say, half=half)
     if args.llm:
         from export.gguf import make_gguf
