@@ -15,7 +15,7 @@ from station.sources.base import Frame
 
 
 class GoldenWatch:
-    """`look` is called by the detector thread: an engine session serves one thread only.
+    """`look` is called by the first detector thread, between two of its parts.
 
     `set_fault(sentence or None)` takes READY away; `on_event(kind, severity, text)` tells why.
     """
