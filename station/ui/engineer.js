@@ -1,7 +1,7 @@
 const SVG = "http://www.w3.org/2000/svg", BINS = 50, REFRESH_MS = 2000;
 
 const engineer = {
-  parts: [], timer: 0, top: 1, limit: null, identity: {}, moved: false,
+  parts: [], timer: 0, low: 0, top: 1, limit: null, identity: {}, moved: false,
 
   async open() {
     await this.refresh();
@@ -18,14 +18,20 @@ const engineer = {
     this.limit = judged.length ? judged[judged.length - 1][1] : null;
     const scores = this.parts.map((part) => part[0]).sort((a, b) => a - b);
     this.top = Math.max(1.5 * (this.limit || 0), scores[Math.floor(scores.length * 0.995)] || 0, 1e-6) * 1.05;
-    if (!this.moved && this.limit) $("whatif").value = String(Math.round(1000 * this.limit / this.top));
+    // Scores that lie close together, far from 0, are shown over their own range.
+    const least = Math.min(scores[0] ?? 0, this.limit || Infinity);
+    const crowded = least > 0.5 * (this.limit || 0);
+    if (crowded) this.top = Math.max(scores[Math.floor(scores.length * 0.995)], this.limit);
+    this.low = crowded ? Math.max(0, least - 0.15 * (this.top - least) - 1e-4) : 0;
+    if (crowded) this.top += 0.15 * (this.top - least) + 1e-4;
+    if (!this.moved && this.limit) $("whatif").value = String(Math.round(1000 * this.share(this.limit)));
     this.draw();
   },
 
   draw() {
     const bins = Array.from({ length: BINS }, () => ({ OK: 0, UNDECIDED: 0, NG: 0, ERROR: 0 }));
     for (const [score, , verdict] of this.parts)
-      bins[Math.min(BINS - 1, Math.floor(BINS * score / this.top))][verdict] += 1;
+      bins[Math.min(BINS - 1, Math.max(0, Math.floor(BINS * this.share(score))))][verdict] += 1;
     const most = Math.max(1, ...bins.map((b) => b.OK + b.UNDECIDED + b.NG + b.ERROR));
     const nodes = [];
     bins.forEach((bin, i) => {
@@ -37,12 +43,12 @@ const engineer = {
       }
     });
     const then = this.whatIf();
-    if (this.limit) nodes.push(upright(1000 * this.limit / this.top, "now"));
-    nodes.push(upright(1000 * then / this.top, "then"));
+    if (this.limit) nodes.push(upright(1000 * this.share(this.limit), "now"));
+    nodes.push(upright(1000 * this.share(then), "then"));
     $("histogram").replaceChildren(...nodes);
-    text("histrange", `${this.parts.length} parts, scores 0 to ${figure(this.top)}; solid line: limit ${figure(this.limit)}, dashed: what if`);
+    text("histrange", `${this.parts.length} parts, scores ${figure(this.low)} to ${figure(this.top)}; solid line: limit ${figure(this.limit)}, dashed: what if`);
     $("axis").replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map((share) => {
-      const tick = document.createElement("span"); tick.textContent = (share * this.top).toFixed(2); return tick;
+      const tick = document.createElement("span"); tick.textContent = (this.low + share * (this.top - this.low)).toPrecision(3); return tick;
     }));
     this.cost(then); this.closest();
   },
@@ -53,7 +59,8 @@ const engineer = {
     text("closest", passed.length ? "Accepted closest to the limit: " + passed.map((p) => `${p[3]} (${figure(p[0])})`).join(", ") : "");
   },
 
-  whatIf() { return this.top * $("whatif").value / 1000; },
+  share(score) { return (score - this.low) / (this.top - this.low); },
+  whatIf() { return this.low + (this.top - this.low) * $("whatif").value / 1000; },
 
   cost(then) {
     text("whatifvalue", figure(then));
