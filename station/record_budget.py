@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """What is deleted together: a recording, or the files of one archived part."""
 
@@ -56,7 +56,7 @@ class Budget:
 
     def room(self, size: int) -> bool:
         """Make room for `size` more bytes, deleting oldest units; False: do not write."""
-        if size + self._open > self._limit:
+        if size + self._open > self._limit or not self._reachable(size):
             self.state.refused += 1
             return False
         while self._units and not self._fits(size):
@@ -84,6 +84,12 @@ class Budget:
         """Account for a unit that was written at once."""
         self.state.used += unit.size
         self._units.append(unit)
+
+    def _reachable(self, size: int) -> bool:
+        """Whether deleting all of this class would lift the disk above its floor. If another
+        program fills it, what is recorded stays: its loss would help nobody."""
+        own = sum(unit.size for unit in self._units)
+        return self._free() + own - size >= self._floor
 
     def _fits(self, size: int) -> bool:
         return self.state.used + size <= self._limit and self._free() - size >= self._floor

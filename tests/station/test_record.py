@@ -255,6 +255,21 @@ def test_below_the_free_space_floor_nothing_is_written_and_it_is_told(tmp_path):
     assert events.kinds() == ["recording_full"]
 
 
+def test_a_disk_that_others_fill_costs_no_old_recording(tmp_path):
+    writer = recorder(tmp_path)
+    for n in range(1, 4):
+        writer.part(uikit.record(n, "NG"))
+    writer.close()
+    before = files(tmp_path)
+    events = uikit.Events()
+    writer = recorder(tmp_path, events, free=lambda _: 1000)
+    writer.part(uikit.record(9, "NG"))
+    writer.close()
+    assert before
+    assert files(tmp_path) == before
+    assert events.kinds() == ["recording_full"]
+
+
 def test_a_failing_disk_is_told_once_and_parts_go_on(tmp_path, monkeypatch):
     events = uikit.Events()
     clock = uikit.Clock()
