@@ -4,15 +4,19 @@
 
 The cameras are MJPEG over HTTP on loopback, served by a process of their own; the station is the
 real one as shipped (words by template), free-running, with the recipe enrolled from the same
-pictures. It wants about 60 % of two cores: not part of `make bench`.
+pictures. It wants about 60 % of two cores: not part of `make bench`. Where the whole process group
+is stopped for a while (SIGSTOP, so that something else can be measured) the pause does not count as
+time, and what is lost within a few seconds of it is told apart.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -20,11 +24,14 @@ import numpy as np
 
 from benchmarks.common import ROOT, Report, line_plot, publish
 from benchmarks.station import RECIPE, enrol, running
+from engines.bundle import BUNDLES
 from station.daemon import Daemon
 from station.logs import set_up
 from station.settings import Settings, load_settings
 
 LATE_MIN = 15  # growth is judged over the last so many minutes
+PAUSE_S = 3.0  # a second that takes longer was a stop of the whole group
+AROUND_S = 8.0  # after a stop: cameras are opened anew, open parts end at their deadlines
 
 CAMERAS = """
 import sys, time
@@ -84,6 +91,7 @@ def settings_of(home: Path, urls: list[str]) -> Settings:
             "cameras": {f"cam{n}": {"spec": url} for n, url in enumerate(urls)},
             "recipe": {"name": RECIPE, "root": home / "recipes"},
             "describe": {"backend": "template"},
+            "engine": {"bundle": str(home / "nano")},
             "log": {"level": "error", "format": "json"},
         },
     )
@@ -131,29 +139,68 @@ def dropped(daemon: Daemon) -> int:
     return frames + sum(observer.dropped for observer in daemon.after.observers)
 
 
-def look(daemon: Daemon, cameras: Cameras, minute: float) -> dict[str, float]:
+@dataclass
+class Clock:
+    """Time while the process group runs, and what was lost around its stops."""
+
+    running_s: float = 0.0
+    pauses: int = 0
+    lost_around: int = 0
+    _after: float = 0.0
+    _lost: int = 0
+    _last: float = field(default_factory=time.monotonic)
+
+    def second(self, lost: int) -> None:
+        """Sleep a second; `lost` is the counter of losses so far."""
+        time.sleep(1.0)
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        if took > PAUSE_S:
+            self.pauses, self._after = self.pauses + 1, AROUND_S
+        if self._after > 0:
+            self.lost_around += lost - self._lost
+        self._after -= min(took, PAUSE_S)
+        self._lost = lost
+        self.running_s += min(took, 1.0 if took > PAUSE_S else took)
+
+
+def lost(daemon: Daemon) -> int:
+    """Frames dropped and parts that no engine judged."""
+    verdicts = daemon.after.totals().verdicts
+    return dropped(daemon) + verdicts.get("ERROR", 0) + verdicts.get("UNDECIDED", 0)
+
+
+def why(daemon: Daemon) -> str:
+    """Where losses come from."""
+    lanes = "; ".join(f"{name}: {lane.counts}" for name, lane in daemon.lanes.items())
+    observers = {o.name: o.dropped for o in daemon.after.observers if o.dropped}
+    totals = daemon.after.totals()
+    return f"{lanes}; observers {observers}; {totals.verdicts} {totals.reasons}"
+
+
+def look(daemon: Daemon, cameras: Cameras, clock: Clock) -> dict[str, float]:
     """One row of the table."""
     own, children = memory_mib()
-    totals = daemon.after.totals()
     return {
-        "minute": round(minute, 2),
+        "minute": round(clock.running_s / 60, 2),
         "station MiB": own,
         "children MiB": children,
         "frames sent": cameras.sent(),
-        "verdicts": totals.parts,
-        "without engine": sum(totals.verdicts.get(v, 0) for v in ("ERROR", "UNDECIDED")),
-        "dropped": dropped(daemon),
+        "verdicts": daemon.after.totals().parts,
+        "lost": lost(daemon),
+        "of it around stops": clock.lost_around,
     }
 
 
 def watch(daemon: Daemon, cameras: Cameras, minutes: int) -> list[dict[str, float]]:
     """Look once a minute."""
-    begun = time.monotonic()
-    rows = [look(daemon, cameras, 0)]
-    for minute in range(1, minutes + 1):
-        time.sleep(max(0.0, begun + 60 * minute - time.monotonic()))
-        rows.append(look(daemon, cameras, (time.monotonic() - begun) / 60))
-        print({k: round(v, 1) for k, v in rows[-1].items()}, flush=True)
+    clock = Clock()
+    rows = [look(daemon, cameras, clock)]
+    while len(rows) <= minutes:
+        while clock.running_s < 60 * len(rows):
+            clock.second(lost(daemon))
+        rows.append(look(daemon, cameras, clock))
+        print({k: round(v, 1) for k, v in rows[-1].items()}, why(daemon), flush=True)
     return rows
 
 
@@ -165,6 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-soak-") as folder:
         home = Path(folder)
+        shutil.copytree(BUNDLES / "nano", home / "nano")  # a new build must not change this run
+        os.environ["STATION_ENGINE__BUNDLE"] = str(home / "nano")
         enrol(home, textures(home / "frames", 40), 0)
         cameras = Cameras(args.cameras, args.fps)
         settings = settings_of(home, cameras.urls)
@@ -185,8 +234,7 @@ def report(args: argparse.Namespace, rows: list[dict[str, float]], latency: np.n
     total = [r["station MiB"] + r["children MiB"] for r in late]
     minutes = [r["minute"] for r in late]
     slope = float(np.polyfit(minutes, total, 1)[0]) * (minutes[-1] - minutes[0])
-    sent = rows[-1]["frames sent"] - rows[0]["frames sent"]
-    judged = rows[-1]["verdicts"] - rows[0]["verdicts"]
+    change = {key: rows[-1][key] - rows[0][key] for key in rows[0]}
     p50, p99 = np.percentile(latency, [50, 99])
     publish(
         Report(
@@ -194,9 +242,10 @@ def report(args: argparse.Namespace, rows: list[dict[str, float]], latency: np.n
             f"{args.cameras} cameras at {args.fps:g} frames/s for {args.minutes} minutes",
             list(rows),
             notes=[
-                f"{sent:.0f} frames sent, {judged:.0f} verdicts, "
-                f"**{rows[-1]['dropped'] - rows[0]['dropped']:.0f} dropped**; latency p50 "
-                f"{p50:.1f} ms, p99 {p99:.1f} ms",
+                f"{change['frames sent']:.0f} frames sent, {change['verdicts']:.0f} verdicts, "
+                f"**{change['lost'] - change['of it around stops']:.0f} lost** (dropped, or judged "
+                f"without engine) besides {change['of it around stops']:.0f} around stops of the "
+                f"whole process group; latency p50 {p50:.1f} ms, p99 {p99:.1f} ms",
                 f"memory over the last {minutes[-1] - minutes[0]:.0f} minutes: "
                 f"**{total[-1] - total[0]:+.2f} MiB** last against first, {slope:+.2f} MiB by a "
                 "fitted line (proportional set size: shared pages counted by share)",

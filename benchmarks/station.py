@@ -56,9 +56,7 @@ def good_pictures(folder: Path, count: int) -> str:
     return f"{count} made textures of 400 x 300 px"
 
 
-def settings_in(
-    home: Path, frames: Path, args: argparse.Namespace, **source: object
-) -> Settings:
+def settings_in(home: Path, frames: Path, args: argparse.Namespace, **source: object) -> Settings:
     """A station with ledger, bus, words and pictures as shipped, in a folder of its own."""
     empty = home / "empty.toml"
     empty.write_text("")

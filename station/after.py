@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import structlog
 
 from station.describe import DescribeService
@@ -67,6 +68,26 @@ class ObserverThread:
             self._observer.close()
 
 
+class Ring:
+    """The last `size` counts, in memory taken once: a list of numbers grows for half an hour."""
+
+    def __init__(self, size: int) -> None:
+        self._values = np.zeros(size, np.int64)
+        self._count = 0
+
+    def append(self, value: int) -> None:
+        """One more; the oldest is overwritten."""
+        self._values[self._count % len(self._values)] = value
+        self._count += 1
+
+    def last(self) -> tuple[int, ...]:
+        """Those kept, oldest first."""
+        at = self._count % len(self._values)
+        whole = self._count >= len(self._values)
+        kept = np.roll(self._values, -at) if whole else self._values[:at]
+        return tuple(kept.tolist())
+
+
 @dataclass(frozen=True)
 class Totals:
     """Counts since the start, for the summary and the status."""
@@ -103,8 +124,8 @@ class Aftermath:
         self._reasons: Counter[str] = Counter()
         self._late = 0
         self.not_described = 0  # parts for which the describer had no room at verdict time
-        self._latencies: deque[int] = deque(maxlen=_KEPT_LATENCIES)
-        self._infer: deque[int] = deque(maxlen=_KEPT_LATENCIES)
+        self._latencies = Ring(_KEPT_LATENCIES)
+        self._infer = Ring(_KEPT_LATENCIES)
         self._recent: deque[int] = deque(maxlen=64)
         self._span = [0, 0]
         self._thread = threading.Thread(target=self._run, name="after", daemon=True)
@@ -142,8 +163,8 @@ class Aftermath:
             dict(self._verdicts),
             dict(self._reasons),
             self._late,
-            tuple(self._latencies),
-            tuple(self._infer),
+            self._latencies.last(),
+            self._infer.last(),
             self._span[0],
             self._span[1],
         )

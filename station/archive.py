@@ -39,17 +39,23 @@ Picture = tuple[str, bytes]  # media type, bytes
 SUFFIXES = (".json", ".jpg", ".png", ".map.png", ".desc.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One archived part: `stem` + suffix are its files."""
+    """One archived part: `stem` + suffix are its files. Small: an index of all of them is held."""
 
     kind: str
-    stem: Path
+    folder: Path  # one object for all parts of a day
+    name: str
+
+    @property
+    def stem(self) -> Path:
+        """Path of its files without suffix."""
+        return self.folder / self.name
 
     @property
     def trigger_id(self) -> str:
         """The part's trigger id, from the file name."""
-        return self.stem.name.rpartition("_")[2]
+        return self.name.rpartition("_")[2]
 
     def files(self) -> list[Path]:
         """The files that exist."""
@@ -75,7 +81,11 @@ def entries(folder: Path, kind: str) -> list[Entry]:
     """The archived parts of a class, oldest first (their names begin with the time)."""
     found = (folder / kind).glob("*/*.json")
     stems = [path.with_suffix("") for path in found if not path.name.endswith(".desc.json")]
-    return [Entry(kind, stem) for stem in sorted(stems, key=lambda s: s.name)]
+    folders: dict[Path, Path] = {}
+    return [
+        Entry(kind, folders.setdefault(stem.parent, stem.parent), stem.name)
+        for stem in sorted(stems, key=lambda s: s.name)
+    ]
 
 
 def class_of(result: Result, borderline: float) -> str:
@@ -107,6 +117,7 @@ class Archive:
         self._retry_at = float("-inf")
         self.dropped = 0
         self._index: dict[str, Entry] = {}
+        self._days: dict[str, Path] = {}
         self._budgets = {kind: self._open(kind, free) for kind in CLASSES}
 
     def _open(self, kind: str, free: Callable[[Path], int]) -> Budget:
@@ -185,7 +196,8 @@ class Archive:
         day = datetime.fromtimestamp(result.t_trigger_us / 1e6, UTC).strftime("%Y%m%d")
         folder = self.folder / kind / day
         folder.mkdir(parents=True, exist_ok=True)
-        entry = Entry(kind, folder / f"{result.t_trigger_us:016d}_{result.trigger_id}")
+        folder = self._days.setdefault(f"{kind}/{day}", folder)
+        entry = Entry(kind, folder, f"{result.t_trigger_us:016d}_{result.trigger_id}")
         for suffix, data in files.items():  # the .json comes last: with it the entry exists
             entry.stem.with_name(entry.stem.name + suffix).write_bytes(data)
         self._index[result.trigger_id] = entry

@@ -126,7 +126,7 @@ class Lane:
         if not self.hooks.accepting():
             self._idle()
             return
-        if self.hooks.ready.full():  # the engine is behind: free run takes a newer frame later
+        if self.free_run and self.hooks.ready.full():  # the engine is behind: a newer frame later
             time.sleep(0.001)
             return
         frame = self.source.read(_TICK_S)

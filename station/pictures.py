@@ -43,7 +43,9 @@ class Pictures:
         """Remember a part as its encoded bytes and its map; the oldest is forgotten."""
         if record.frame is None or record.result.image_ref is None:
             return
-        kept = replace(record, frame=_packed(record.frame))
+        # Half precision: a map is drawn with 8 bits, and 128 of them are kept.
+        heat = None if record.map is None else record.map.astype(np.float16)
+        kept = replace(record, frame=_packed(record.frame), map=heat)  # type: ignore[arg-type]
         key = record.result.trigger_id
         with self._lock:
             _put(self._recent, key, kept, self._limits[0])
