@@ -48,8 +48,9 @@ class EngineRoom:
 
     def _crowd(self, detector: "Detector") -> None:
         """Let overlapping calls have their own session where frames may outrun the engine."""
-        why_not = detector.crowd(self.callers)
-        log.info("engine_calls", callers=self.callers, shared=why_not is None, why=why_not)
+        if self.callers > 1:
+            why_not = detector.crowd(self.callers)
+            log.info("engine_calls", callers=self.callers, shared=why_not is None, why=why_not)
 
     def _zero_shot(self) -> Product:
         from engines.text import TextEncoder
