@@ -74,8 +74,11 @@ class DetectorThreads:
         if any(not t.is_alive() and t.ident is not None for t in self._threads):
             return "the detector thread has ended"
         until = min((u for u in self._until_ns.values() if u), default=0)
-        if until and time.monotonic_ns() > until:
-            return f"the engine has not answered for {(time.monotonic_ns() - until) / 1e9:.1f} s"
+        late_s = (time.monotonic_ns() - until) / 1e9 if until else 0.0
+        if late_s >= 1:
+            return f"the engine has not answered for {late_s:.0f} s after its part's deadline"
+        if late_s > 0:
+            return "the engine has not answered within its part's deadline"
         if self._bad >= _BAD_IN_A_ROW:
             return f"the engine failed {self._bad} times in a row: {self._last_text}"
         return None

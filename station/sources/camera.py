@@ -246,6 +246,8 @@ class CameraSource:
     def _lost(self, why: str) -> None:
         if self._child is None:
             return
+        # A driver may name the camera itself: once is enough.
+        why = why.removeprefix(f"camera {self.spec}").lstrip(": ")
         self._fault = f"camera {self.spec}: {why}"
         self._kill()
         wait = self._backoff.next_s() if self._cap.allow() else self._backoff.most_s
