@@ -74,6 +74,7 @@ class LlmDescriber:
         self._settings = settings
         self._prefix = prefix
         self._said = 0
+        self._stale = False  # the context is to be made anew before the next part
         self.frame = self._frame(())
         self._keep()
 
@@ -130,6 +131,8 @@ class LlmDescriber:
         for asked, answered in earlier:
             turns += [("user", asked), ("assistant", answered)]
         frame = self._frame([*turns, ("user", question)])
+        if self._stale:
+            self._recycle()
         speech = self._open(1, request, free=True)
         if sum(len(p) for p in self._pieces(speech, frame)) > ROOM - MAX_TOKENS:
             raise EngineError("this dialogue is longer than the describer's context; start anew")
@@ -179,21 +182,27 @@ class LlmDescriber:
     def _describe_group(
         self, requests: Sequence[DescribeRequest], deadline: float
     ) -> Iterator[Description]:
+        late = f"{self.name} was late; the template speaks"
+        if time.monotonic() >= deadline:  # they waited too long: nobody waits for the model too
+            yield from (describe_facts(r, r.facts(), note=late) for r in requests)
+            return
+        if self._stale:
+            self._recycle()
         speeches = [self._open(1 + i, r) for i, r in enumerate(requests)]
         note = None
         try:
             self._speak(speeches, self.frame, deadline)
         except Late:
-            note = f"{self.name} was late; the template speaks"
+            note = late
         except EngineError as error:
             note = str(error)
         finally:
             took = self._clear(speeches)
         self._said += len(requests)
-        answers = [self._description(s, note, took) for s in speeches]
-        if self._said >= self._settings.recycle_after or note:
-            self._recycle()
-        yield from answers
+        # The next part waits for the fresh context, not those that are said: reading the fixed
+        # prompt again takes seconds on a busy machine.
+        self._stale |= self._said >= self._settings.recycle_after or note is not None
+        yield from (self._description(s, note, took) for s in speeches)
 
     def _open(self, seq: int, request: DescribeRequest, *, free: bool = False) -> _Speech:
         facts = request.facts()
@@ -291,8 +300,7 @@ class LlmDescriber:
             if speech.grammar:
                 speech.grammar.close()
         left = [s.seq for s in speeches if self._model.length(s.seq)]
-        if left or self._model.length(KEPT) != len(self._kept):
-            self._recycle()
+        self._stale |= bool(left) or self._model.length(KEPT) != len(self._kept)
         return took
 
     def _description(self, speech: _Speech, note: str | None, took: float) -> Description:
@@ -311,7 +319,7 @@ class LlmDescriber:
         """A fresh context: no state of earlier parts can leak or grow."""
         self._model.renew()
         self._keep()
-        self._said = 0
+        self._said, self._stale = 0, False
 
 
 def _warm_up_request() -> DescribeRequest:

@@ -37,6 +37,7 @@ class PrefixEncoder:
             raise EngineError(f"{path}: the prefix cannot be loaded ({reason})") from None
         meta = self._session.get_modelmeta().custom_metadata_map
         self.trained = meta.get("trained") == "true"
+        self.llm = meta.get("llm", "")  # file name of the model it was trained through, "" = any
         self.hidden = int(self._session.get_outputs()[0].shape[-1])
 
     def __call__(self, requests: Sequence[DescribeRequest]) -> NDArray[np.float32]:
@@ -70,4 +71,14 @@ def open_prefix(path: str | None, hidden: int, model: str) -> tuple[PrefixEncode
         )
     if not prefix.trained:
         return None, "the bundle's prefix is not trained; the findings are given as text alone"
+    if prefix.llm and _family(prefix.llm) != _family(model):
+        return None, (
+            f"the bundle's prefix was trained for {prefix.llm}, not for {model}; "
+            "the findings are given as text alone"
+        )
     return prefix, ""
+
+
+def _family(name: str) -> str:
+    """A model's name without its quantization: `A-135M.Q4_1.gguf` and `A-135M.Q8_0` are one."""
+    return name.split(".", 1)[0].lower()

@@ -25,7 +25,7 @@ from station.describe_child import Child, ChildGone, start_child
 # Restart delays after a crash: quick once, then slower, never giving up.
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 # The child answers by itself at the deadline (with the template); this long after it, it hangs.
-GRACE_S = 5.0
+GRACE_S = 10.0
 # Loading a 7B model from a slow disk takes a while; longer than this is a hang.
 STARTUP_S = 120.0
 DROPS_EVERY_S = 1.0  # a burst is told in one event a second, not in one event a part
@@ -240,7 +240,8 @@ class DescribeService:
         if s.reason:
             self._on_event("describer_fallback", s.reason, None)
         else:
-            self._on_event("describer_ready", f"describer ready: {s.model}", None)
+            told = "" if s.source != "llm" else f"; {message['prefix'] or 'fed by the prefix'}"
+            self._on_event("describer_ready", f"describer ready: {s.model}{told}", None)
 
     def _described(self, description: Description) -> None:
         s = self._state

@@ -46,7 +46,10 @@ def serve(end: socket.socket) -> None:
     settings = DescriberSettings.model_validate_json(receive(end))
     describer = open_describer(settings)
     source = "template" if describer.name == "template" else "llm"
-    say(end, kind="ready", source=source, model=describer.name, note=describer.reason)
+    prefix = getattr(describer, "prefix_note", "")
+    say(
+        end, kind="ready", source=source, model=describer.name, note=describer.reason, prefix=prefix
+    )
     done = 0
     while done < settings.recycle_after:
         deadline_s, requests = pickle.loads(receive(end))

@@ -283,7 +283,7 @@ def test_an_unfit_gguf_gives_one_sentence_and_the_template(tmp_path, make, says)
     assert said.source == "template" and said.note == found.reason
 
 
-def prefix_graph(path, hidden, trained):
+def prefix_graph(path, hidden, trained, llm=""):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -299,7 +299,7 @@ def prefix_graph(path, hidden, trained):
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    helper.set_model_props(model, {"trained": str(trained).lower()})
+    helper.set_model_props(model, {"trained": str(trained).lower(), "llm": llm})
     onnx.save(model, path)
     return str(path)
 
@@ -315,6 +315,14 @@ def test_an_untrained_prefix_is_not_shown_to_the_model(tmp_path):
     prefix, why = open_prefix(prefix_graph(tmp_path / "p.onnx", 576, False), 576, "m")
     assert prefix is None
     assert "not trained" in why
+
+
+def test_a_prefix_of_another_model_is_not_shown_and_another_quantization_is(tmp_path):
+    path = prefix_graph(tmp_path / "p.onnx", 576, True, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert open_prefix(path, 576, "SmolLM2-135M-Instruct.Q8_0")[0] is not None
+    prefix, why = open_prefix(path, 576, "vicuna-7b")
+    assert prefix is None
+    assert "trained for SmolLM2" in why and "vicuna-7b" in why
 
 
 def test_a_trained_prefix_stands_between_the_image_marks(tmp_path):
