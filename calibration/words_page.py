@@ -132,12 +132,14 @@ def main() -> None:
     args = parser.parse_args()
     bundle = load_bundle(args.bundle)
     parts = [s for number in range(args.kinds) for s in parts_of(number, bundle, args.each)]
-    words = speak([s.request for s in parts], bundle, args.backend, "fed")
+    words = speak([s.request for s in parts], bundle.file("prefix.onnx"), args.backend, "fed")
     shown = [Shown(s.made, s.request, w) for s, w in zip(parts, words, strict=True)]
     pictures = args.out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(pictures / "words.jpg"), sheet(shown), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    (args.out / "words.md").write_text(page(shown, bundle), encoding="utf-8")
+    notes = args.out / "words_notes.md"  # written by hand: what was measured on real parts
+    more = "\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
+    (args.out / "words.md").write_text(page(shown, bundle) + more, encoding="utf-8")
     print(args.out / "words.md")
 
 

@@ -155,9 +155,9 @@ def inspector_of(dataset: Dataset, bundle: Bundle, mode: str) -> Inspector:
 
 
 def speak(
-    requests: Sequence[DescribeRequest], bundle: Bundle, backend: str, prefix: str
+    requests: Sequence[DescribeRequest], graph: Path, backend: str, prefix: str
 ) -> list[Description]:
-    """Descriptions of requests, held against the map. `prefix`: fed, none or shuffled."""
+    """Descriptions of requests, held against the map. `prefix` of `graph`: fed, none, shuffled."""
     if prefix == "shuffled":
         bad = [i for i, r in enumerate(requests) if r.defective]
         other = dict(zip(bad, bad[len(bad) // 2 :] + bad[: len(bad) // 2], strict=True))
@@ -167,7 +167,7 @@ def speak(
         ]
     else:
         shown = list(requests)
-    path = None if prefix == "none" else str(bundle.file("prefix.onnx"))
+    path = None if prefix == "none" else str(graph)
     settings = DescriberSettings(prefix=path, backend=backend, batch=4, deadline_s=10_000)  # type: ignore[arg-type]
     describer = open_describer(settings)
     words = describer.describe_many(shown)
@@ -189,7 +189,8 @@ def describe_set(
     samples = [*_spread(bad, half), *_spread(good, args.limit - half)]
     requests = [inspector.request(f"{dataset.name}/{s.image.name}", read_image(s)) for s in samples]
     said = []
-    words = speak(requests, bundle, args.backend, args.prefix)
+    graph = args.prefix_graph or bundle.file("prefix.onnx")
+    words = speak(requests, graph, args.backend, args.prefix)
     for sample, request, spoken in zip(samples, requests, words, strict=True):
         shape = read_image(sample).shape[:2]
         mask = read_mask(sample, shape) if sample.located else np.zeros(shape, np.bool_)
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--mode", default=DEFAULT_MODE)
     parser.add_argument("--prefix", choices=["fed", "none", "shuffled"], default="fed")
     parser.add_argument("--backend", choices=["auto", "template"], default="auto")
+    parser.add_argument("--prefix-graph", type=Path, help="another prefix.onnx than the bundle's")
     parser.add_argument("--limit", type=int, default=10_000, help="parts a set")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
