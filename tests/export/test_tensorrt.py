@@ -46,7 +46,7 @@ def test_nano_builds_for_sm89_with_progress_and_is_then_reused(nano):
     # 4 blocks x 2, ln_pre, ln_post twice; 4 softmaxes of the stream and 3 of the taps
     assert encoder.norms == detector.norms == 11
     assert encoder.softmaxes == detector.softmaxes == 7
-    assert encoder.half_products > 50
+    assert encoder.half_products > 30  # 4 blocks x 6, 3 taps x 3; the stem stays FP32
     assert first[2].report.half_products == 0
     assert detector.inputs["tiles"].startswith("UINT8(-1, 240, 240, 3)")
     again = build_ahead(store, preset("nano"), folder / "c", "sm89", said.append, only=NAMES)
@@ -66,7 +66,7 @@ def test_the_bundles_own_graph_builds_in_bf16_and_its_key_says_what_must_be_equa
         store, preset("nano"), folder / "b", "sm89", lambda s: None, ("detector.bank",), "bf16"
     )
     assert built.report.norms == 11
-    assert built.report.half_products > 50
+    assert built.report.half_products > 30
     assert set(built.key) == {"onnx", "tensorrt", "gpu", "precision", "profile"}
     assert built.key["gpu"] == {"target": "sm89"}
     low, _, high = built.key["profile"]["memory_a"]
