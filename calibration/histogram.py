@@ -42,7 +42,9 @@ def _range(scores: Sequence[float], threshold: float) -> tuple[float, float]:
     """What to show: scores of one product often lie close together, far from 0."""
     shown = [s for s in (*scores, threshold) if np.isfinite(s)] or [0.0]
     margin = max(0.4 * (max(shown) - min(shown)), 1e-4)
-    return max(0.0, min(shown) - margin), max(shown) + margin
+    low = min(shown) - margin
+    # No score of the detector is negative; where one is (another detector), it is shown as it is.
+    return (max(0.0, low) if min(shown) >= 0 else low), max(shown) + margin
 
 
 def _write(image: NDArray[np.uint8], text: str, at: tuple[int, int], size: float) -> None:
