@@ -74,6 +74,7 @@ def train_vision(
     optimiser = torch.optim.AdamW(trainer.groups(), settings.lr, weight_decay=settings.weight_decay)
     plan = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s, settings))
     average = [p.detach().clone() for p in weights]
+    out.mkdir(parents=True, exist_ok=True)
     state_file, first = out / "state.pt", 0
     best: dict[str, Any] = {"value": -1.0}
     if state_file.is_file():
