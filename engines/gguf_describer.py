@@ -128,9 +128,11 @@ class LlmDescriber:
         """
         said = description.model_dump_json(include={"category", "location", "sentence"})
         turns = [("assistant", said)]
+        # The part is named in every question: else the model answers about the worked examples.
+        about = f"About this {request.noun}: "
         for asked, answered in earlier:
-            turns += [("user", asked), ("assistant", answered)]
-        frame = self._frame([*turns, ("user", question)])
+            turns += [("user", about + asked), ("assistant", answered)]
+        frame = self._frame([*turns, ("user", about + question)])
         if self._stale:
             self._recycle()
         speech = self._open(1, request, free=True)
@@ -208,7 +210,7 @@ class LlmDescriber:
         facts = request.facts()
         chooses = self._prefix is not None and fits(request)
         found = findings(request, facts, model_chooses=chooses)
-        rules = None if free else Grammar(self._model, fields_grammar(found.kinds))
+        rules = None if free else Grammar(self._model, fields_grammar(found.kinds, found.count))
         return _Speech(seq, request, facts, found, rules, started=time.monotonic())
 
     def _speak(self, speeches: Sequence[_Speech], frame: Frame, deadline: float) -> None:

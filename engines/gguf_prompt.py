@@ -186,14 +186,16 @@ def paper_frame(dialogue: Sequence[tuple[str, str]] = (), *, image: bool = False
     return Frame(HUMAN + (IMAGE if image else ""), more + ASSISTANT, image_first=True, image=image)
 
 
-def fields_grammar(kinds: Sequence[str]) -> str:
+def fields_grammar(kinds: Sequence[str], count: int | None = None) -> str:
     """GBNF of the answer up to its sentence, for defects that may be of these `kinds`.
 
-    Every field is bounded, so that the longest answer fits 128 tokens.
+    Every field is bounded, so that the longest answer fits 128 tokens. `count`: the only number
+    allowed (a 135M model copies 10 as 100); None = any up to 999.
     """
+    number = '("0" | [1-9] [0-9]? [0-9]?)' if count is None else _literal(str(count))
     bad = (
         _literal('{"defective":"yes","category":"'), _any(tuple(dict.fromkeys((*kinds, ANOMALY)))),
-        _literal('","count":'), '("0" | [1-9] [0-9]? [0-9]?)',
+        _literal('","count":'), number,
         _literal(',"location":"'), _any(LOCATIONS), _literal('","shape":"'), _any(SHAPES),
         _literal('","size_mm_or_px":"'), '[0-9]{1,5} ("." [0-9])? (" px" | " mm")',
         _literal('","colour":"'), _any(COLOURS), _literal('","confidence":"'), "sure",

@@ -86,6 +86,12 @@ def test_a_part_is_described_the_same_alone_and_beside_others(describer):
     assert alone.model_dump(include=wanted) == beside.model_dump(include=wanted)
 
 
+def test_a_count_of_two_digits_is_said_as_it_was_counted(describer):
+    said = describer.describe_many([request(i, count=n) for i, n in enumerate((10, 12, 100, 0))])
+    assert [d.count for d in said] == [10, 12, 100, 0]
+    assert "10 defects" in said[0].sentence and "no single place" in said[3].sentence
+
+
 def test_nothing_of_a_part_stays_in_the_context(describer):
     describer.describe(request(5))
     model = describer._model
