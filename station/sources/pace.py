@@ -3,6 +3,8 @@
 WINDOW_NS = 500_000_000  # at least this long, and this many frames, before a mean is believed
 WINDOW_FRAMES = 8
 SLIDE_NS = 4_000_000_000
+# A longer gap is a pause, no pace. Below the shortest stall (250 ms), or stalls would stretch it.
+PAUSE_NS = 200_000_000
 BUNCH = 50  # at most so many frames behind a pause are taken for ones that had waited
 
 
@@ -29,7 +31,7 @@ class Pace:
     def frame(self, t_ns: int, index: int) -> None:
         """One frame: its capture time and its number (frames that were dropped count)."""
         gap, self._last_ns = t_ns - self._last_ns, t_ns
-        stalled = self.period_ns > 0 and gap > max(4 * self.period_ns, 1_000_000_000)
+        stalled = self.period_ns > 0 and gap > max(4 * self.period_ns, PAUSE_NS)
         if self._from is None or stalled or not 0 < index - self._from[1] < 1 << 31:
             self._from, self._bunch = (t_ns, index), BUNCH if self.period_ns else 0
             return

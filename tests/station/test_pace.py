@@ -30,6 +30,14 @@ def test_a_stall_is_not_part_of_the_pace():
     assert feed(Pace(), [*range(0, 2000, 50), *range(9000, 12_000, 50)]) == 50
 
 
+def test_stalls_in_a_row_do_not_stretch_what_counts_as_a_stall():
+    pace, t = Pace(), 0.0
+    feed(pace, range(0, 2000, 20))
+    for stall in range(50):  # 230 ms of silence, then three frames
+        t = 2000 + stall * 290
+        assert feed(pace, [t + 230, t + 250, t + 270], 100 + 3 * stall) == 20
+
+
 def test_frames_that_were_dropped_count():
     pace = Pace()
     for index in range(0, 300, 3):  # two of three were overwritten
