@@ -103,6 +103,7 @@ def test_help_reads_like_a_manual(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_int8_twins_ship_only_with_figures_or_a_reason(tmp_path):
     out = tmp_path / "nano"
     assert main(["--preset", "nano", "--out", str(out), "--data", "/nowhere"]) == 0
