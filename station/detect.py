@@ -43,7 +43,7 @@ class DetectorThreads:
         self._stop = threading.Event()
         self._bad = 0
         self._last_text = ""
-        self._last_good: Part | None = None
+        self._probe_part: Part | None = None  # the last good part, or the first that failed
         self._next_probe = 0.0
         self.between: Callable[[bool], None] = lambda _idle: None
         self.workers = ("infer", *(f"infer {n + 1}" for n in range(1, count)))
@@ -173,9 +173,11 @@ class DetectorThreads:
             self._bad += 1
             self._last_text = judged.text
             self._next_probe = time.monotonic() + _PROBE_S
+            if self._probe_part is None and part.prepared is not None and not part.prepared.refusal:
+                self._probe_part = part  # an engine that failed from the start is tried again too
         else:
             self._bad = 0
-            self._last_good = part
+            self._probe_part = part
 
     def _fail(self, parts: Sequence[Part], text: str) -> None:
         judged = refuse(Verdict.ERROR, Reason.INFER, text)
@@ -186,7 +188,7 @@ class DetectorThreads:
 
     def _probe(self) -> None:
         """While the engine is out of order: try it now and then, so that READY can come back."""
-        part = self._last_good
+        part = self._probe_part
         if self._bad < _BAD_IN_A_ROW or part is None or time.monotonic() < self._next_probe:
             return
         self._next_probe = time.monotonic() + _PROBE_S
