@@ -253,6 +253,20 @@ def run(home: Path, args: argparse.Namespace) -> None:
     report(args, what, cost, rounds, steady, grown, product)
 
 
+def percentiles(paced: list[int], free: list[int]) -> str | None:
+    """The plot of both latency distributions, percentile by percentile."""
+    return line_plot(
+        "station",
+        {
+            name: [(q / 10, ms(sample, q / 1000)) for q in range(10, 1000, 10)]
+            for name, sample in (("paced", paced), ("free", free))
+        },
+        "percentile",
+        "trigger to verdict, ms",
+        log=False,
+    )
+
+
 def report(
     args: argparse.Namespace,
     what: str,
@@ -285,17 +299,6 @@ def report(
         f"memory: {grown['last']:.0f} MiB with children after {args.soak:g} s and "
         f"{grown['parts']} parts, slope {grown['mib_per_hour']:+.1f} MiB/h over the last 3/4",
     ]
-    share_of = {f"{q / 10:g}": ms(steady["latency_us"], q / 1000) for q in range(10, 1000, 10)}
-    plot = line_plot(
-        "station",
-        {
-            "paced": [(float(q), v) for q, v in share_of.items()],
-            "free": [(float(q), ms(latency, float(q) / 100)) for q in share_of],
-        },
-        "percentile",
-        "trigger to verdict, ms",
-        log=False,
-    )
     publish(
         Report(
             "station",
@@ -312,7 +315,7 @@ def report(
                 "free": {"p50_ms": ms(latency, 0.5), "p99_ms": ms(latency, 0.99)},
                 "memory": grown,
             },
-            plot=plot,
+            plot=percentiles(steady["latency_us"], latency),
         )
     )
 
