@@ -25,7 +25,7 @@ from engines.facts import EVERYWHERE, location_word, touched_cells
 
 FIRST = 7000
 NOUNS = {
-    "metal": "brushed metal plate", "fabric": "fabric", "board": "wooden board",
+    "metal": "brushed metal plate", "fabric": "fabric", "board": "circuit board",
     "coating": "painted panel", "stone": "stone tile", "cells": "cell plate",
     "turned": "turned disc", "grid": "grid plate",
 }  # fmt: skip
