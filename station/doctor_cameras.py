@@ -10,6 +10,7 @@ from pathlib import Path
 from station.doctor import Finding
 from station.settings import Settings
 
+DEV = Path("/dev")
 # From linux/videodev2.h: _IOR/_IOWR('V', n, struct) with the sizes of the structs below.
 QUERYCAP = 0x80685600
 ENUM_FMT = 0xC0405602
@@ -38,7 +39,7 @@ def cameras(settings: Settings) -> Iterator[Finding]:
     """Every capture device with its stable name; the configured one must be among them."""
     stable = _stable_names()
     found = []
-    for device in sorted(Path("/dev").glob("video*"), key=lambda p: (len(p.name), p.name)):
+    for device in sorted(DEV.glob("video*"), key=lambda p: (len(p.name), p.name)):
         try:
             card = capture_card(device)
         except OSError as error:
@@ -70,7 +71,7 @@ def _configured(settings: Settings, found: list[Path]) -> Iterator[Finding]:
 
 
 def _stable_names() -> dict[str, str]:
-    folder = Path("/dev/v4l/by-id")
+    folder = DEV / "v4l" / "by-id"
     links = sorted(folder.iterdir()) if folder.is_dir() else []
     return {link.resolve().name: str(link) for link in links}
 

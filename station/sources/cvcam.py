@@ -74,7 +74,10 @@ class CvGrabber:
     def _controls(self) -> list[str]:
         """Set each control and read it back; what does not hold."""
         wrong = []
-        for name, value in self.settings.controls.items():
+        # A camera refuses an exposure while it exposes by itself: automatics first.
+        for name, value in sorted(
+            self.settings.controls.items(), key=lambda item: not item[0].startswith("auto_")
+        ):
             prop = _CONTROLS.get(name)
             if prop is None:
                 wrong.append(f"control {name!r} is not known ({', '.join(_CONTROLS)})")
@@ -94,6 +97,9 @@ class CvGrabber:
             ok, image = self._capture.retrieve()
             if not ok:
                 yield Grab(b"", "encoded", (0, 0, 0), t_ns, wall_us, "the frame cannot be decoded")
+                continue
+            if image is None:  # a driver may hand out a buffer with nothing in it
+                yield Grab(b"", "encoded", (0, 0, 0), t_ns, wall_us, "the frame is empty")
                 continue
             yield _grab(np.ascontiguousarray(image), t_ns, wall_us)
 
