@@ -124,7 +124,7 @@ class SignalMonitor:
 
 
 class DriftMonitor:
-    """PartObserver. Make a new one when the recipe changes; `on_event(kind, severity, text)`."""
+    """PartObserver for parts of one recipe; `on_event(kind, severity, text)` is told alarms."""
 
     def __init__(
         self,
@@ -160,6 +160,34 @@ class DriftMonitor:
             alarm = monitor.add(signals[name]) if name in signals else None
             if alarm is not None:
                 self._tell("drift", "info" if alarm.over else "warning", str(alarm))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class RecipeDrift:
+    """PartObserver: a `DriftMonitor` for each recipe in use (several cameras, a changeover)."""
+
+    def __init__(self, monitor: Callable[[str], DriftMonitor | None]) -> None:
+        """`monitor(recipe_sha)`: a new one for a recipe in use, None for any other recipe."""
+        self._make = monitor
+        self._monitors: dict[str, DriftMonitor] = {}
+
+    @property
+    def p(self) -> float:
+        """The smallest p of the recipes in use: 1 = nothing drifts. Any thread."""
+        return min((monitor.p for monitor in list(self._monitors.values())), default=1.0)
+
+    def part(self, record: PartRecord) -> None:
+        """See one part against the good parts of its own recipe."""
+        sha = record.result.recipe_sha
+        if sha not in self._monitors:
+            made = self._make(sha)
+            if made is None:
+                return  # a late part of the recipe before, or one without a recipe
+            kept = {old: m for old, m in self._monitors.items() if self._make(old) is not None}
+            self._monitors = {**kept, sha: made}
+        self._monitors[sha].part(record)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -1,9 +1,9 @@
 """Numbers for Prometheus: one observer that counts parts, and gauges read from the status."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from station.parts import PartRecord
@@ -17,9 +17,17 @@ StatusSource = Callable[[], StatusFacts]
 
 
 class Metrics:
-    """PartObserver. `status` returns the last status without side effects; None: no gauges."""
+    """PartObserver. `status` returns the last status without side effects; None: no gauges.
 
-    def __init__(self, status: StatusSource | None = None) -> None:
+    `dropped` gives what each observer could not take so far, `drift` the chance of its monitor.
+    """
+
+    def __init__(
+        self,
+        status: StatusSource | None = None,
+        dropped: Callable[[], Mapping[str, int]] = dict,
+        drift: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._parts = Counter(
             "station_parts",
@@ -51,18 +59,12 @@ class Metrics:
             buckets=SCORE_BUCKETS,
             registry=self.registry,
         )
-        self._dropped = Counter(
-            "station_observer_dropped",
-            "What recorder, archive or describer could not take.",
-            ["observer"],
-            registry=self.registry,
-        )
-        self.drift = Gauge(
+        self.registry.register(_Dropped(dropped))
+        Gauge(
             "station_drift_p",
             "Chance that good parts score as now if nothing had changed (1 = no drift).",
             registry=self.registry,
-        )
-        self.drift.set(1.0)
+        ).set_function(drift)
         if status is not None:
             self.registry.register(_StatusGauges(status))
 
@@ -77,16 +79,27 @@ class Metrics:
         if result.score is not None and result.threshold:
             self._score.observe(result.score / result.threshold)
 
-    def dropped(self, observer: str, count: int = 1) -> None:
-        """Count what an observer could not take."""
-        self._dropped.labels(observer).inc(count)
-
     def text(self) -> bytes:
         """The page for Prometheus."""
         return generate_latest(self.registry)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class _Dropped(Collector):
+    """What observers could not take, counted where it happens."""
+
+    def __init__(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        self._dropped = dropped
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """One counter with a line per observer."""
+        text = "What recorder, archive or describer could not take."
+        found = CounterMetricFamily("station_observer_dropped", text, labels=["observer"])
+        for name, count in self._dropped().items():
+            found.add_metric([name], count)
+        return [found]
 
 
 class _StatusGauges(Collector):

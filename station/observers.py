@@ -9,6 +9,7 @@ from station.settings import Settings
 
 if TYPE_CHECKING:
     from station.daemon import Daemon
+    from station.drift import RecipeDrift
 
 
 def open_observers(
@@ -29,21 +30,44 @@ def open_observers(
         made["record"] = Recorder(
             settings.record, _identity(settings, product, daemon), daemon.event
         )
+    drift = _drift(settings, daemon) if settings.drift.enabled else None
+    if drift is not None:
+        made["drift"] = drift
     if settings.metrics.port:
         from station.metrics import Metrics
         from station.metrics_http import MetricsServer
 
-        metrics = Metrics(daemon.last_status)
+        metrics = Metrics(
+            daemon.last_status,
+            dropped=lambda: _dropped(daemon),
+            drift=lambda: drift.p if drift is not None else 1.0,
+        )
         MetricsServer(settings.metrics, metrics, daemon.last_status).start()
         made["metrics"] = metrics
-    if settings.drift.enabled and product.loaded is not None and product.threshold is not None:
-        from station.drift import DriftMonitor
-
-        scores, drift = product.loaded.calibration.scores, settings.drift
-        made["drift"] = DriftMonitor(
-            scores, product.threshold, daemon.event, drift.window, drift.p_alarm
-        )
     return made, pictures
+
+
+def _dropped(daemon: "Daemon") -> dict[str, int]:
+    """How many parts each observer, and the describer, could not take so far."""
+    found = {observer.name: observer.dropped for observer in daemon.after.observers}
+    if daemon.after.describe is not None:
+        found["describer"] = daemon.after.describe.stats().dropped + daemon.after.not_described
+    return found
+
+
+def _drift(settings: Settings, daemon: "Daemon") -> "RecipeDrift":
+    """Good parts against those of the recipe they were judged with, as it is in use now."""
+    from station.drift import DriftMonitor, RecipeDrift
+
+    def monitor(recipe_sha: str) -> DriftMonitor | None:
+        for product in list(daemon.products.values()):
+            if product.loaded and product.threshold is not None and product.sha == recipe_sha:
+                scores = product.loaded.calibration.scores if product.loaded.calibration else ()
+                window, p_alarm = settings.drift.window, settings.drift.p_alarm
+                return DriftMonitor(scores, product.threshold, daemon.event, window, p_alarm)
+        return None
+
+    return RecipeDrift(monitor)
 
 
 def _identity(settings: Settings, product: Product, daemon: "Daemon") -> dict[str, str]:

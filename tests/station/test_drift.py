@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import uikit
 
-from station.drift import DriftMonitor, SignalMonitor, mann_whitney_z
+from station.drift import DriftMonitor, RecipeDrift, SignalMonitor, mann_whitney_z
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")
 SPREAD = 0.25  # of log scores
@@ -90,3 +90,29 @@ def test_rejects_and_tiny_references_never_alarm():
     small = SignalMonitor("score", [0.1] * 4, 16)
     assert all(small.add(0.4) is None for _ in range(100))
     assert events.told == []
+
+
+def test_each_recipe_in_use_has_its_own_monitor_and_one_taken_back_begins_anew():
+    events, in_use = uikit.Events(), {"a" * 64, "b" * 64}
+
+    def monitor(sha):
+        if sha in in_use:
+            return DriftMonitor([0.1 + 0.01 * n for n in range(20)], 0.5, events, window=32)
+        return None
+
+    drift = RecipeDrift(monitor)
+
+    def show(sha, score, count):
+        for n in range(1, count + 1):
+            drift.part(uikit.record(n, "OK", size=8, score=score(n), recipe_sha=sha))
+
+    rng = np.random.default_rng(1)
+    show("a" * 64, lambda _n: float(rng.uniform(0.1, 0.3)), 64)
+    show("b" * 64, lambda _n: float(rng.uniform(0.4, 0.5)), 64)
+    assert drift.p < 1e-3 and len(events.told) == 1
+    show("c" * 64, lambda _n: 0.2, 64)  # late parts of a recipe that is no longer in use
+    assert len(events.told) == 1
+    in_use.remove("b" * 64)
+    in_use.add("c" * 64)
+    show("c" * 64, lambda _n: float(rng.uniform(0.1, 0.3)), 64)
+    assert drift.p > 1e-3 and len(events.told) == 1

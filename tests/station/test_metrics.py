@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import uikit
+from faultkit.station import parts_folder, results, station, until
 
 from engines.errors import InUseError
 from station.metrics import Metrics
@@ -93,17 +94,36 @@ def test_a_taken_port_is_one_sentence_with_exit_9(served):
         second.start()
 
 
-def test_the_dashboard_asks_only_for_numbers_that_exist(served):
-    _, server = served
-    text = get(server, "/metrics")[1]
-    known = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+def test_what_observers_could_not_take_and_the_drift_are_told_as_they_are_now():
+    now = {"dropped": {"record": 0}, "p": 1.0}
+    metrics = Metrics(dropped=lambda: now["dropped"], drift=lambda: now["p"])
+    assert 'station_observer_dropped_total{observer="record"} 0.0' in metrics.text().decode()
+    now.update(dropped={"record": 3}, p=1e-6)
+    text = metrics.text().decode()
+    assert 'station_observer_dropped_total{observer="record"} 3.0' in text
+    assert "station_drift_p 1e-06" in text
+
+
+def test_the_dashboard_asks_only_for_numbers_and_labels_of_a_running_station(tmp_path):
+    port, parts = _free_port(), parts_folder(tmp_path / "in", 12)
+    more = {"metrics": {"port": port}, "drift": {"enabled": True}, "source": {"loop": True}}
+    with station(tmp_path, str(parts), **more) as (daemon, client):
+        until(lambda: len(results(client)) >= 12)
+        daemon.readiness.set("test", "a fault for the dashboard")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    samples: dict[str, str] = {}
+    for name, labels in re.findall(r"^([a-z_]+)(\{.*\})? \S+$", text, re.M):
+        samples[name] = samples.get(name, "") + labels
     dashboard = json.loads((Path(__file__).parents[2] / "docs/grafana-dashboard.json").read_text())
-    asked = {
-        name
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"station_[a-z_]+", target["expr"])
-    }
+    asked = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    for target in asked:
+        expression = target["expr"]
+        names = re.findall(r"station_[a-z_]+", expression)
+        assert names and set(names) <= set(samples), expression
+        labels = re.findall(r"by \(([a-z_]+)\)", expression)
+        labels += re.findall(r"\{([a-z_]+)[!=]", expression)
+        labels += re.findall(r"\{\{([a-z_]+)\}\}", target["legendFormat"])
+        for label in labels:
+            assert any(f'{label}="' in samples[name] for name in names), (expression, label)
     assert len(asked) > 10
-    for name in asked:
-        assert {name, re.sub(r"_(bucket|sum|count)$", "", name)} & known, name
