@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from uikit import paper
+from uikit.webdriver import missing
 
 from station.cli import app
 from station.settings import Settings
@@ -52,6 +54,12 @@ def test_every_setting_named_exists(page):
         if section in sections and section != "station" and key != "py":
             model = sections[section].annotation
             assert key in getattr(model, "model_fields", {key: None}), f"{page}: {section}.{key}"
+
+
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_the_operators_page_is_one_sheet_of_paper(tmp_path):
+    assert paper.pdf(DOCS / "operator.md", tmp_path / "operator.pdf") == 1
+    assert paper.pdf(DOCS / "troubleshooting.md", tmp_path / "longer.pdf") > 1
 
 
 def test_the_documents_stay_short():
