@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import SourceError, UsageError
 from station.archive import CLASSES, Entry, entries
@@ -35,8 +36,9 @@ COLUMNS = (
 )
 NOTE = """The pictures of this data set were sorted by the station's own verdicts, not by a person.
 train/good holds parts judged OK, test/<category> parts judged NG. proposed_masks/ was drawn from
-the station's anomaly maps at the alarm level. Look through all of it, move what is wrong, correct
-the masks, and only then rename proposed_masks to ground_truth.
+the station's anomaly maps at the alarm level; a black mask means that no map was kept. Look through
+all of it, move what is wrong, correct the masks, and only then rename proposed_masks to
+ground_truth: until then no reader of this layout takes them for the truth.
 """
 
 
@@ -98,7 +100,8 @@ def _export_one(
     (out / where).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(picture, out / where / name)
     if layout == "mvtec" and entry.kind == "ng":
-        _mask(entry, out / "proposed_masks" / Path(where).name / f"{entry.stem.name}.png")
+        mask = out / "proposed_masks" / Path(where).name / f"{entry.stem.name}_mask.png"
+        _mask(entry, mask)
     return row
 
 
@@ -113,16 +116,20 @@ def _place(row: dict[str, Any], entry: Entry, layout: str, in_test: bool) -> str
     return "test/" + (re.sub(r"[^a-z0-9]+", "_", row["category"].lower()).strip("_") or "defect")
 
 
+def _grey(data: bytes) -> NDArray[np.uint8] | None:
+    """A picture's grey values u8 (H,W); None when it is none."""
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    return None if found is None else np.asarray(found, np.uint8)
+
+
 def _mask(entry: Entry, path: Path) -> None:
-    data = entry.read(".map.png")
-    picture = entry.picture
-    if data is None or picture is None:
+    """Where the map is above its level; black without one, since every reject needs a mask."""
+    data, picture = entry.read(".map.png") or b"", entry.picture
+    frame = None if picture is None else _grey(picture.read_bytes())
+    if frame is None:
         return
-    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    frame = cv2.imdecode(np.frombuffer(picture.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
-    if grey is None or frame is None:
-        return
+    grey = _grey(data)
     size = (frame.shape[1], frame.shape[0])
-    full = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR)
+    full = np.zeros_like(frame) if grey is None else cv2.resize(grey, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), (full > LEVEL_GREY).astype(np.uint8) * 255)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import uikit
 
+from calibration.datasets import load_dataset, read_mask
 from engines.errors import SourceError, UsageError
 from station.archive import Archive, class_of, entries
 from station.archive_export import export
@@ -130,6 +131,22 @@ def test_export_as_a_data_set_in_the_layout_of_mvtec(tmp_path):
     assert mask.shape == (90, 120)
     assert abs(xs.mean() - 320 / 4) < 2
     assert abs(ys.mean() - 170 / 4) < 2
+
+
+def test_the_data_set_is_read_as_one_when_its_masks_are_confirmed(tmp_path):
+    folder = filled(tmp_path)
+    lost = next(e for e in entries(folder, "ng") if b"part-00010" in e.read(".json"))
+    next(lost.stem.parent.glob(f"{lost.stem.name}*.map.png")).unlink()
+    export(folder, tmp_path / "out", "mvtec")
+    (tmp_path / "out" / "proposed_masks").rename(tmp_path / "out" / "ground_truth")
+    samples = load_dataset(tmp_path / "out").samples
+    assert sorted(s.category for s in samples) == ["defect"] + ["normal"] * 8 + ["pit"]
+    assert all(s.located for s in samples)
+    pit, defect = (next(s for s in samples if s.category == c) for c in ("pit", "defect"))
+    assert read_mask(pit, (90, 120)).any() and not read_mask(defect, (90, 120)).any()
+    # anomalib pairs the sorted pictures with the sorted masks and wants the name in the mask's.
+    bad, masks = (sorted((tmp_path / "out").glob(p)) for p in ("test/[!g]*/*", "ground_truth/*/*"))
+    assert [m.stem.removesuffix("_mask") for m in masks] == [b.stem for b in bad]
 
 
 def test_export_says_what_is_wrong(tmp_path):
