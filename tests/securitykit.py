@@ -4,7 +4,27 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
+from buskit import FastStation
+
 from station.client import Client
+from station.keys import Role, new_client
+
+
+@pytest.fixture(name="keys")
+def key_folder(tmp_path):
+    """A folder of keys with a client of each role, whose private halves lie in tmp_path."""
+    folder = tmp_path / "keys"
+    for role in Role:
+        new_client(folder, f"the-{role}", role, tmp_path / f"{role}.json")
+    return folder
+
+
+@pytest.fixture(name="station")
+def keyed_station(tmp_path, keys):
+    found = FastStation(tmp_path, keys=keys)
+    yield found
+    found.stop()
 
 
 def connect(station, key: Path | None, **more):

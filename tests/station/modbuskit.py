@@ -13,11 +13,7 @@ from pymodbus.client import ModbusTcpClient
 
 from station.gateways.link_io import StationAddress
 from station.gateways.modbus import ModbusGateway, ModbusSettings
-from tests.station.gatekit import (
-    Program,
-    gateway_words,
-    wait_for,
-)
+from tests.station.gatekit import Program, ScriptedStation, gateway_words, wait_for
 
 READY, BUSY, VALID, SYNCED, LINK = 1, 2, 4, 8, 16
 VERDICTS = {0x5A5A: "OK", 0x3C3C: "NG", 0x6969: "UNDECIDED", 0x0F0F: "ERROR", 0x9696: "REFUSED"}
@@ -120,6 +116,22 @@ def gateway(station, line="l1", name="s1", **more):
         loop.call_soon_threadsafe(held["stop"].set)
         thread.join(5)
         loop.close()
+
+
+@pytest.fixture(name="station")
+def scripted_station(tmp_path):
+    made = ScriptedStation(tmp_path / "ledger.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture(name="line")
+def modbus_line(station):
+    """(station, gateway, PLC), connected."""
+    with gateway(station) as made:
+        plc = Plc(made.port)
+        yield station, made, plc
+        plc.close()
 
 
 def modbus_program(station, port, tmp_path):

@@ -7,24 +7,12 @@ from itertools import pairwise
 
 import pytest
 import zmq
+from busfixtures import fast_station, station_client  # noqa: F401
 from buskit import FastStation, Raw, next_of, subscriber
 
 from station.bus_sessions import MAX_ANSWERS, MAX_SESSIONS, Sessions
 from station.client import Client, Refused
 from station.schema import MAX_BODY, EventDraft, Result, StatusFacts, hex64, new_id, parse
-
-
-@pytest.fixture
-def station(tmp_path):
-    found = FastStation(tmp_path)
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def client(station):
-    with Client(station.bus.ctl_address, station.bus.pub_address, name="test") as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,26 +3,12 @@
 import threading
 import time
 
-import pytest
 import zmq
+from busfixtures import fast_station, station_client  # noqa: F401
 from buskit import FastStation, Raw, draft, opening
 
 from station.client import Client
 from station.schema import hex64, new_id
-
-
-@pytest.fixture
-def station(tmp_path):
-    found = FastStation(tmp_path)
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def client(station):
-    with Client(station.bus.ctl_address, station.bus.pub_address, name="test") as found:
-        yield found
-
 
 # -- P6: a consumer that was away gets all it missed ---------------------------------------------
 

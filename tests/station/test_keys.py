@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from buskit import FastStation
-from securitykit import audit_lines, connect
+from securitykit import audit_lines, connect, key_folder, keyed_station  # noqa: F401
 
 from engines.errors import ConfigError, UsageError
 from station.client import NoAnswer, Refused
@@ -38,21 +37,6 @@ COMMANDS = {
     "MODE": {"mode": "free_run"},
     "RESET": {},
 }
-
-
-@pytest.fixture
-def keys(tmp_path):
-    folder = tmp_path / "keys"
-    for role in Role:
-        new_client(folder, f"the-{role}", role, tmp_path / f"{role}.json")
-    return folder
-
-
-@pytest.fixture
-def station(tmp_path, keys):
-    found = FastStation(tmp_path, keys=keys)
-    yield found
-    found.stop()
 
 
 # -- key files -----------------------------------------------------------------------------------

@@ -6,27 +6,17 @@ import pytest
 
 pytest.importorskip("pymodbus")
 
-from tests.station.gatekit import (
-    ScriptedStation,
-    truth,
-    wait_for,
+from tests.station.gatekit import truth, wait_for
+from tests.station.modbuskit import (  # noqa: F401
+    BUSY,
+    LINK,
+    READY,
+    VALID,
+    Plc,
+    gateway,
+    modbus_line,
+    scripted_station,
 )
-from tests.station.modbuskit import BUSY, LINK, READY, VALID, Plc, gateway
-
-
-@pytest.fixture
-def station(tmp_path):
-    made = ScriptedStation(tmp_path / "ledger.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def line(station):
-    with gateway(station) as made:
-        plc = Plc(made.port)
-        yield station, made, plc
-        plc.close()
 
 
 def run_parts(plc, count, station):

@@ -21,7 +21,7 @@ from tests.station.gatekit import (
     truth,
     wait_for,
 )
-from tests.station.modbuskit import (
+from tests.station.modbuskit import (  # noqa: F401
     BUSY,
     LINK,
     READY,
@@ -30,23 +30,10 @@ from tests.station.modbuskit import (
     Where,
     connect,
     gateway,
+    modbus_line,
     modbus_program,
+    scripted_station,
 )
-
-
-@pytest.fixture
-def station(tmp_path):
-    made = ScriptedStation(tmp_path / "ledger.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def line(station):
-    with gateway(station) as made:
-        plc = Plc(made.port)
-        yield station, made, plc
-        plc.close()
 
 
 def time_to_loss(station, plc):

@@ -15,7 +15,16 @@ import zmq
 from buskit import FastStation
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from securitykit import GREETING, NULL_GREETING, READY, audit_lines, connect, noise
+from securitykit import (  # noqa: F401
+    GREETING,
+    NULL_GREETING,
+    READY,
+    audit_lines,
+    connect,
+    key_folder,
+    keyed_station,
+    noise,
+)
 
 from station.client import Client, NoAnswer
 from station.keys import (
@@ -29,21 +38,6 @@ from station.schema import hex64
 from station.security import Access, Audit, zap_answer
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def keys(tmp_path):
-    folder = tmp_path / "keys"
-    for role in Role:
-        new_client(folder, f"the-{role}", role, tmp_path / f"{role}.json")
-    return folder
-
-
-@pytest.fixture
-def station(tmp_path, keys):
-    found = FastStation(tmp_path, keys=keys)
-    yield found
-    found.stop()
 
 
 # -- strangers -----------------------------------------------------------------------------------
