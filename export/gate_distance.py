@@ -1,9 +1,9 @@
 """The distances of an engine against float64, from the engine's own tokens (MODEL.md 3).
 
 Two figures tell two stories. Between PyTorch and an engine, tokens differ by rounding of the whole
-tower, and 2-2cos amplifies that: `distance_sq_max`. Here the tokens are the engine's own, so only
-the distance kernel is left: `distance_sq_own`. On seeded tokens it is right to 1e-6 (in the tests);
-tokens of one surface have cosines near 1, whose FP32 sums round coarser: 1.6e-6 was seen on nano.
+tower, and a distance amplifies that: `distance_sq_max`. Here the tokens are the engine's own, so
+only the distance kernel is left: `distance_sq_own`. Cosines of one surface are near 1; 2-2cos of
+FP32 sums was off by 2e-6 there, so the kernel takes the difference from the neighbour it has found.
 """
 
 from typing import Any

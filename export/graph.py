@@ -164,26 +164,39 @@ class Graph:
             return name
         return key
 
-    def weight(self, name: str, *, transpose: bool = False, scale: Any = None) -> str:
-        """A weight as f32, optionally transposed and multiplied; folded at load by runtimes."""
-        key = f"{name}{'.T' if transpose else ''}{'' if scale is None else '.scaled'}"
+    def weight(
+        self,
+        name: str,
+        *,
+        transpose: bool = False,
+        scale: Any = None,
+        rows: tuple[int, int] | None = None,
+    ) -> str:
+        """A weight as f32, some of its rows, transposed, multiplied; folded at load by runtimes."""
+        key = f"{name}{'' if rows is None else f'.{rows[0]}'}"
+        key += f"{'.T' if transpose else ''}{'' if scale is None else '.scaled'}"
         if key in self.initializers or any(n.name == key for n in self.nodes):
             return key
         if self.inline:
             value = self.store.array(name)
+            value = value if rows is None else value[slice(*rows)]
             value = value.T if transpose else value
             value = value if scale is None else value * np.asarray(scale, np.float32)
             value = value.astype(np.float32, order="C")
             self.initializers[key] = onnx.numpy_helper.from_array(value, key)
             return key
-        return self._external(name, key, transpose, scale)
+        return self._external(name, key, transpose, scale, rows)
 
-    def _external(self, name: str, key: str, transpose: bool, scale: Any) -> str:
+    def _external(
+        self, name: str, key: str, transpose: bool, scale: Any, rows: tuple[int, int] | None
+    ) -> str:
         raw = f"{name}.raw"
         if name not in self.initializers and raw not in self.initializers:
             self.initializers[raw] = self.store.reference(name, raw)
         steps: list[tuple[str, list[str], dict[str, Any]]] = []
         steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
+        if rows is not None:
+            steps.append(("Slice", [self.const([rows[0]]), self.const([rows[1]])], {}))
         if transpose:
             steps.append(("Transpose", [], {}))
         if scale is not None:

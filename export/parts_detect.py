@@ -14,8 +14,17 @@ SIZE = 240
 
 def unit(g: Graph, x: str) -> str:
     """Rows of unit length."""
-    norm = g.op("ReduceL2", x, g.const([-1]), keepdims=1)
+    norm = g.op("Sqrt", sum_square(g, x, -1))
     return g.op("Div", x, g.op("Max", norm, g.const(1e-12)))
+
+
+def sum_square(g: Graph, x: str, axis: int, *, keepdims: int = 1) -> str:
+    """Sum of squares over one axis, the sum apart.
+
+    ONNX Runtime adds up ReduceL2 and ReduceSumSquare one number after the other, which leaves
+    1e-6 of the length of 192 numbers; its ReduceSum adds eight at a time, and is faster.
+    """
+    return g.op("ReduceSum", g.op("Mul", x, x), g.const([axis]), keepdims=keepdims)
 
 
 def tddf(g: Graph, taps: tuple[str, str, str], anchors: str, config: ModelConfig) -> str:
@@ -40,38 +49,54 @@ def tddf(g: Graph, taps: tuple[str, str, str], anchors: str, config: ModelConfig
     return g.op("Sigmoid", g.op("Mul", deltas, g.weight("tddf.tau")))
 
 
+class _Query:
+    """Unit tokens (B,225,D) of one tap: (B,1,225,D) to subtract, (B,D,225) to multiply with."""
+
+    def __init__(self, g: Graph, tokens: str, mode: Mode) -> None:
+        self.tokens = g.op("Unsqueeze", tokens, g.const([1]))
+        self.across = "" if mode == "position" else g.op("Transpose", tokens, perm=[0, 2, 1])
+
+
 def _block_distances(
-    g: Graph, query: list[str], memory: list[str], start: str, mode: Mode, context: "_Match"
+    g: Graph, query: list[_Query], memory: list[str], start: str, mode: Mode, context: "_Match"
 ) -> str:
-    """Distances (B,n,225,3) of one block of references."""
+    """Distances (B,n,225,3) of one block of references; in `bank` (B,1,225,3) of the nearest."""
     stop = g.op("Min", g.op("Add", start, g.const([context.block])), context.count)
     step = g.op("Range", *(g.op("Squeeze", s) for s in (start, stop)), g.const(1))
     rows = g.op("Add", context.base, step)  # (B,n) rows of the (G*N,225,D) memory
-    cosines = [
-        _cosines(g, q, g.op("Gather", m, rows, axis=0), mode)
+    squared = [
+        _squared(g, q, g.op("Gather", m, rows, axis=0), mode)
         for q, m in zip(query, memory, strict=True)
     ]
-    return _distances(g, cosines)
+    return _distances(g, squared)
 
 
-def _distances(g: Graph, cosines: list[str]) -> str:
-    """Three cosines (B,n,225) -> distances (B,n,225,3); below the snap they are 0."""
-    cos = g.op("Concat", *(g.op("Unsqueeze", c, g.const([3])) for c in cosines), axis=3)
-    squared = g.op("Sub", g.const(2.0), g.op("Mul", cos, g.const(2.0)))
-    snapped = g.op("Where", g.op("Less", squared, g.const(SNAP)), g.const(0.0), squared)
+def _distances(g: Graph, squared: list[str]) -> str:
+    """Three squared distances (B,n,225) -> distances (B,n,225,3); below the snap they are 0."""
+    d = g.op("Concat", *(g.op("Unsqueeze", s, g.const([3])) for s in squared), axis=3)
+    snapped = g.op("Where", g.op("Less", d, g.const(SNAP)), g.const(0.0), d)
     return g.op("Sqrt", snapped)
 
 
-def _cosines(g: Graph, query: str, block: str, mode: Mode) -> str:
-    """Query (B,225,D) or, for the GEMM modes, transposed (B,D,225); block (B,n,225,D)."""
+def _squared(g: Graph, query: _Query, block: str, mode: Mode) -> str:
+    """Squared distances of the nearest patches: (B,n,225), in `bank` (B,1,225) over the block.
+
+    The product only chooses the neighbour; its distance is taken from the difference. Cosines near
+    1 summed in FP32 leave 1.6e-6 of 2-2cos, the difference .8e-6 at most (export.gate_distance).
+    """
     if mode == "position":
-        product = g.op("Mul", block, g.op("Unsqueeze", query, g.const([1])))
-        return g.op("ReduceSum", product, g.const([3]), keepdims=0)
-    shape = g.op("Concat", g.const([0, -1]), g.op("Shape", block, start=3), axis=0)
-    flat = g.op("Reshape", block, shape)
-    cos = g.op("MatMul", flat, query)  # (B, n*225, 225)
-    cos = g.op("Reshape", cos, g.const([0, -1, PATCHES, PATCHES]))
-    return g.op("ReduceMax", cos, g.const([2]), keepdims=0)
+        near = block
+    else:
+        shape = g.op("Concat", g.const([0, -1]), g.op("Shape", block, start=3), axis=0)
+        flat = g.op("Reshape", block, shape)
+        cos = g.op("MatMul", flat, query.across)  # (B, n*225, 225)
+        if mode == "bank":
+            cos, block = (g.op("Unsqueeze", x, g.const([1])) for x in (cos, flat))
+        else:
+            cos = g.op("Reshape", cos, g.const([0, -1, PATCHES, PATCHES]))
+        index = g.op("ArgMax", cos, axis=2, keepdims=0, select_last_index=0)
+        near = g.op("GatherND", block, g.op("Unsqueeze", index, g.const([3])), batch_dims=2)
+    return sum_square(g, g.op("Sub", near, query.tokens), 3, keepdims=0)
 
 
 class _Match:
@@ -115,7 +140,7 @@ def match(
         g.op("Reshape", m, g.op("Concat", g.const([-1]), g.op("Shape", m, start=2), axis=0))
         for m in memory
     ]
-    query = tokens if mode == "position" else [g.op("Transpose", t, perm=[0, 2, 1]) for t in tokens]
+    query = [_Query(g, t, mode) for t in tokens]
     blocks = g.op("Div", g.op("Add", count, g.const([block - 1])), g.const([block]))
     trips = g.op("Mul", blocks, g.op("Cast", few_shot, to=7))
     batch = g.op("Shape", tokens[0], start=0, end=1)
@@ -137,15 +162,15 @@ def match_flat(
 ) -> str:
     """`match` without a loop, for small N (at most 16): what CUDA graphs and TensorRT want.
 
-    All references at once, so the cosines of one tile take N*225*225*4 bytes (3.2 MB at N=16).
+    All references at once, so the products of one tile take N*225*225*4 bytes (3.2 MB at N=16).
     """
     g.scope("memory")
-    query = tokens if mode == "position" else [g.op("Transpose", t, perm=[0, 2, 1]) for t in tokens]
-    cosines = [
-        _cosines(g, q, g.op("Gather", m, group, axis=0), mode)
+    query = [_Query(g, t, mode) for t in tokens]
+    squared = [
+        _squared(g, q, g.op("Gather", m, group, axis=0), mode)
         for q, m in zip(query, memory, strict=True)
     ]
-    d = _distances(g, cosines)
+    d = _distances(g, squared)
     if mode == "bank":
         best = g.op("ReduceMin", d, g.const([1]), keepdims=0)
     else:
@@ -159,7 +184,7 @@ def match_flat(
 
 
 def _loop_body(
-    g: Graph, query: list[str], memory: list[str], mode: Mode, context: _Match
+    g: Graph, query: list[_Query], memory: list[str], mode: Mode, context: _Match
 ) -> onnx.GraphProto:
     outer, g.nodes = g.nodes, []
     trip, cond, best, total = (g.fresh(n) for n in ("trip", "cond", "best_in", "total_in"))
@@ -199,16 +224,30 @@ def upsample(g: Graph, grid: str) -> str:
     return g.op("MatMul", x, g.const(np.ascontiguousarray(up.T)))
 
 
-def head(g: Graph, f_out: str, p: str, am: str, config: ModelConfig) -> str:
-    """Anomaly map (B,240,240). Softmax of two logits = sigmoid of their difference."""
+def trust_of(g: Graph, anchors: str) -> str:
+    """Anchors (B,2,E) of any length -> (B,1,1): the abnormal one's length, at most 1."""
+    _, abnormal = g.split(anchors, [1, 1], 1)
+    square = g.op("ReduceSum", g.op("Mul", abnormal, abnormal), g.const([2]), keepdims=1)
+    return g.op("Min", g.op("Sqrt", square), g.const(1.0))
+
+
+def head(g: Graph, f_out: str, p: str, am: str, anchors: str, config: ModelConfig) -> str:
+    """Anomaly map (B,240,240). Softmax of two logits = sigmoid of their difference.
+
+    anchors (B,2,E) as they came in: with a distance head their length mixes the two.
+    """
     g.scope("head")
     if config.head == "mean":
         return upsample(g, g.op("ReduceMean", f_out, g.const([2]), keepdims=1))
     x = f_out if config.head == "paper_literal" else g.op("Concat", f_out, p, am, axis=2)
-    if config.head == "mlp":
-        x = g.op("Relu", linear(g, x, "head.hidden"))
-    normal, abnormal = g.split(linear(g, x, "head.out"), [1, 1], 2)
-    return g.op("Sigmoid", upsample(g, g.op("Sub", abnormal, normal)))
+    hidden = g.op("Relu", linear(g, x, "head.hidden")) if config.head == "mlp" else x
+    normal, abnormal = g.split(linear(g, hidden, "head.out"), [1, 1], 2)
+    lean = g.op("Sub", abnormal, normal)
+    if config.distance_head:
+        normal, abnormal = g.split(linear(g, x, "head.distance"), [1, 1], 2)
+        far = g.op("Sub", abnormal, normal)
+        lean = g.op("Add", far, g.op("Mul", trust_of(g, anchors), g.op("Sub", lean, far)))
+    return g.op("Sigmoid", upsample(g, lean))
 
 
 def score(g: Graph, maps: str, cls: str, anchors: str) -> str:

@@ -121,6 +121,13 @@ class BlockWriter:
         q, k, v = g.split(y, [w, w, w], 2)
         return q, k, v
 
+    def part(self, y: str, number: int, scale: float | None = None) -> str:
+        """One of Q, K, V alone, times `scale`."""
+        g, rows = self.g, (number * self.width, (number + 1) * self.width)
+        weight, bias = (f"{self.name}.attn.in_proj_{n}" for n in ("weight", "bias"))
+        y = g.product("MatMul", y, g.weight(weight, transpose=True, scale=scale, rows=rows))
+        return g.op("Add", y, g.weight(bias, scale=scale, rows=rows))
+
     def attend(self, q: str, k: str, v: str, tokens: int, mask: str | None = None) -> str:
         """Scaled q, k, v as heads -> merged (B,tokens,W), before `out_proj`."""
         g = self.g
@@ -150,22 +157,34 @@ class BlockWriter:
         scaled = self.g.op("Mul", v_heads, self.g.const(self.depth**-0.5))
         return self.out(self.attend(scaled, v_heads, v_heads, self.tokens))
 
-    def write(self, x: str, *, only_cls: bool = False, mask: str | None = None) -> tuple[str, str]:
-        """Next stream and V heads. `only_cls`: the stream is computed for token 0 alone.
-
-        After the last block nothing but CLS of the global stream is read, so its queries, MLP and
-        residual need one row: exact, and it saves most of a block.
-        """
+    def write(self, x: str, *, mask: str | None = None) -> tuple[str, str]:
+        """Next stream and V heads."""
         g = self.g
         q, k, v = self.qkv(layer_norm(g, x, f"{self.name}.ln_1"))
-        tokens = self.tokens
-        if only_cls:
-            ends = g.const([0]), g.const([1]), g.const([1])
-            q, x, tokens = g.op("Slice", q, *ends), g.op("Slice", x, *ends), 1
         heads = self.heads_of(v, self.tokens)
         keys = self.heads_of(k, self.tokens)
-        attended = self.attend(self.heads_of(q, tokens), keys, heads, tokens, mask)
+        attended = self.attend(self.heads_of(q, self.tokens), keys, heads, self.tokens, mask)
         x = g.op("Add", x, self.out(attended))
+        return g.op("Add", x, self.mlp(x)), heads
+
+    def write_last(self, x: str) -> tuple[str, str]:
+        """`write` for the last block: the stream of CLS alone, (B,1,W), and the V heads of all.
+
+        Nothing else of it is read, so queries, MLP and residual need one row. No K is computed
+        either: q (y Wk + bk)' = (q Wk') y' + q bk', and softmax does not see the second term.
+        Exact, and it saves most of a block.
+        """
+        g, w = self.g, self.width
+        first = g.const([0]), g.const([1]), g.const([1])
+        y = layer_norm(g, x, f"{self.name}.ln_1")
+        heads = self.heads_of(self.part(y, 2), self.tokens)
+        q = self.heads_of(self.part(g.op("Slice", y, *first), 0, self.depth**-0.5), 1)
+        keys = g.weight(f"{self.name}.attn.in_proj_weight", rows=(w, 2 * w))
+        keys = g.op("Reshape", keys, g.const([1, self.heads, self.depth, w]))
+        across = g.op("Transpose", g.op("Unsqueeze", y, g.const([1])), perm=[0, 1, 3, 2])
+        logits = g.product("MatMul", g.product("MatMul", q, keys), across)  # (B,heads,1,T)
+        merged = self.merge(g.product("MatMul", g.op("Softmax", logits, axis=-1), heads), 1)
+        x = g.op("Add", g.op("Slice", x, *first), self.out(merged))
         return g.op("Add", x, self.mlp(x)), heads
 
 
@@ -207,7 +226,10 @@ def encode(g: Graph, tiles: str, config: ModelConfig) -> Encoded:
         name = f"visual.transformer.resblocks.{index}"
         writer = BlockWriter(g, name, vision.width, vision.heads, TOKENS)
         last = index == vision.layers - 1
-        stream, v = writer.write(stream, only_cls=last and vision.branch != "clip")
+        if last and vision.branch != "clip":
+            stream, v = writer.write_last(stream)
+        else:
+            stream, v = writer.write(stream)
         tapped = index + 1 in from_blocks
         g.scope(f"tap{index + 1}")
         if tapped or vision.branch == "accumulated":

@@ -168,6 +168,34 @@ def test_memory_in_any_size_and_group(nano, mode, flat):
         assert (s.run({**feeds, **bound})["distances"] == 2).all()
 
 
+@pytest.mark.parametrize("name", ["nano", "paper"])
+@pytest.mark.parametrize("mode", ["position", "nearest", "bank"])
+def test_distances_of_one_surface_are_those_of_float64(nano, tmp_path, mode, name):
+    """Tokens of a real surface have cosines near 1, where 2-2cos of FP32 sums is off by 2e-6."""
+    store, config = nano[2], preset(name)
+    s = session(tmp_path, compose.memory(Graph(store), config, mode), "m")
+    rng = np.random.default_rng(8)
+    taps, memory, exact = [], [], []
+    for d in config.tap_dims:
+        surface, spread = rng.normal(size=d), rng.choice([0.03, 0.3, 2.0], (225, 1))
+        q = surface + spread * rng.normal(size=(225, d))
+        m = surface + spread * rng.normal(size=(3, 225, d))
+        q, m = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, m))
+        taps.append(q.astype(np.float32))
+        memory.append(m.astype(np.float32))
+        q, m = taps[-1].astype(float), memory[-1].astype(float)
+        q, m = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, m))
+        cos = np.einsum("pd,npd->np", q, m) if mode == "position" else (m @ q.T).max(1)
+        exact.append(2 - 2 * cos)
+    squared = np.stack(exact, -1)  # (3,225,3)
+    best = squared.min(0) if mode == "bank" else squared[np.sqrt(squared).sum((1, 2)).argmin()]
+    feeds = {f"tap_{n}": t[None] for n, t in zip("abc", taps, strict=True)}
+    feeds |= {f"memory_{n}": m[None] for n, m in zip("abc", memory, strict=True)}
+    feeds |= {"group": np.zeros(1, np.int64), "few_shot": np.array(True)}
+    got = s.run(feeds)["distances"].reshape(225, 3).astype(float) ** 2
+    assert np.abs(got - best).max() <= 1e-6
+
+
 def test_detector_against_torch_on_full_size_frames(nano, tiles):
     folder, model, store = nano
     torch.manual_seed(1)
