@@ -16,6 +16,7 @@ from calibration.plausible import Plausibility, measure
 from calibration.recipe import Calibration, Mode, Recipe, Reference, file_sha256, write_toml
 from calibration.references import Progress, read, tell
 from calibration.thresholds import Threshold, conformal_threshold, reject_interval
+from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle
 from engines.detector import Answer, Memory
 from engines.preprocess import to_tiles
@@ -96,6 +97,7 @@ class Workbench:
             held_out=tuple(parts.held_out),
             duplicates=tuple(parts.duplicates),
             plausible=Plausibility.from_looks(looks),
+            trust=float(np.linalg.norm(texts[0, 1])),
             chosen_by=parts.chosen_by,
         )
         self._write(final, calibration)
@@ -108,15 +110,17 @@ class Workbench:
         encode = self.anchors or TextEncoder.open(detector.bundle).anchors
         pair = np.asarray(encode(recipe.noun, recipe.phrases), np.float32)[None]
         detector.bind(None, pair)
-        per_shot = []
+        per_shot, seen = [], []
         for reference in shots:
             tiles = _tiles(recipe, read(self.folder, reference))
             answer = detector.run(tiles, np.zeros(len(tiles), np.int64))
             per_shot.append([np.array(token, np.float32) for token in answer.tokens])
+            seen.append(np.array(answer.p))
         tap_a, tap_b, tap_c = (_grouped(tap, recipe.mode) for tap in zip(*per_shot, strict=True))
         memory = Memory(taps=(tap_a, tap_b, tap_c))
         if recipe.mode == "bank" and 0 < recipe.coreset < tap_a.shape[1]:
             memory, _ = reduce_memory(memory, recipe.coreset)
+        pair = carry(pair, reference_trust(np.concatenate(seen)))
         texts = np.ascontiguousarray(np.repeat(pair, tap_a.shape[0], axis=0))
         detector.bind(memory, texts)
         return memory, texts

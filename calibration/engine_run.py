@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import Sample, read_image, read_mask, small_mask
+from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle, EngineEntry, Kind
 from engines.detector import Detector, Memory
 from engines.preprocess import resize
@@ -108,6 +109,15 @@ class EngineRun:
         cls, a, b, c = (np.concatenate([p[n] for p in parts]) for n in names)
         return Encoded(cls, (a, b, c))
 
+    def learn(self, shots: Encoded, anchors: F32) -> tuple[Memory, F32]:
+        """What enrolment with these parts binds: memory, and anchors (2,E) with their trust."""
+        return memory_of(shots), carry(anchors, reference_trust(self._p(shots, anchors)))
+
+    def _p(self, encoded: Encoded, anchors: F32) -> F32:
+        taps = dict(zip(("tap_a", "tap_b", "tap_c"), encoded.taps, strict=True))
+        wide = np.broadcast_to(anchors, (len(encoded.cls), *anchors.shape)).copy()
+        return self._session("tddf").run({**taps, "anchors": wide})["p"]
+
     def detect(self, encoded: Encoded, anchors: F32, memory: Memory | None, mode: str) -> Found:
         """tddf, msspmm and head over encoded pictures; anchors (2,E); memory one group or None."""
         outs = [
@@ -124,13 +134,13 @@ class EngineRun:
         count = len(encoded.cls)
         taps = dict(zip(("tap_a", "tap_b", "tap_c"), encoded.taps, strict=True))
         wide = np.broadcast_to(anchors, (count, *anchors.shape)).copy()
-        p = self._session("tddf").run({**taps, "anchors": wide})["p"]
-        am = np.ones_like(p)
+        p = self._p(encoded, anchors)
+        am: F32 = np.ones_like(p)
         if memory is not None:
             banks = dict(zip(("memory_a", "memory_b", "memory_c"), memory.taps, strict=True))
             feeds: dict[str, Any] = {**taps, **banks, "group": np.zeros(count, np.int64)}
             feeds["few_shot"] = np.array(True)
-            am = self._session("msspmm", mode).run(feeds)["distances"] / 2
+            am = self._session("msspmm", mode).run(feeds)["distances"] * np.float32(0.5)
         out = self._session("head").run(
             {"f_out": am * p, "p": p, "am": am, "cls": encoded.cls, "anchors": wide}
         )

@@ -27,7 +27,7 @@ from calibration.datasets import (
     read_image,
     read_mask,
 )
-from calibration.engine_run import Encoded, EngineRun, Labelled, load_labelled, memory_of
+from calibration.engine_run import Encoded, EngineRun, Labelled, load_labelled
 from calibration.metrics import aupro, auroc, mean_and_deviation
 from calibration.thresholds import conformal_threshold
 from engines.bundle import load_bundle
@@ -109,16 +109,19 @@ def ours(case: Case, dataset: Dataset, run: EngineRun, shots: int, args: argpars
     results = []
     for index in range(args.runs if shots else 1):
         chosen = shot_rows(case, dataset, shots, index) if shots else []
-        memory = memory_of(case.good_encoded.rows(chosen)) if shots else None
-        found = run.detect(case.encoded, case.anchors, memory, args.mode)
+        memory, text = None, case.anchors
+        if shots:
+            memory, text = run.learn(case.good_encoded.rows(chosen), case.anchors)
+        found = run.detect(case.encoded, text, memory, args.mode)
         row = figures(case.test, found.maps, found.scores, regions=index == 0)
         if index == 0 and case.test.masks.any():
             row["native"] = native_pixel(case.test, found.maps)
+        row["trust"] = float(np.linalg.norm(text[1]))
         row["shots"] = [dataset_name(case.good.samples[i].image) for i in chosen]
         if shots and args.held_out:
             most = min(shots + args.held_out, len(dataset.of("train", normal=True)))
             held = case.good_encoded.rows(shot_rows(case, dataset, most, index)[shots:])
-            calm = run.detect(held, case.anchors, memory, args.mode).scores
+            calm = run.detect(held, text, memory, args.mode).scores
             row |= _false_rejects(case, calm, found.scores)
         results.append(row)
     return summarise(results)
@@ -175,8 +178,8 @@ def baselines(case: Case, dataset: Dataset, stem: Any, counts: Sequence[int], ru
 def ablations(case: Case, dataset: Dataset, run: EngineRun, shots: int) -> dict[str, Any]:
     """What each module adds, with the shipped weights: maps from its raw output alone."""
     chosen = shot_rows(case, dataset, shots, 0)
-    memory = memory_of(case.good_encoded.rows(chosen))
-    full = run.detect(case.encoded, case.anchors, memory, "bank")
+    memory, text = run.learn(case.good_encoded.rows(chosen), case.anchors)
+    full = run.detect(case.encoded, text, memory, "bank")
     zero = run.detect(case.encoded, case.anchors, None, "bank")
     grids = {
         "only TDDF (P, no memory, no head)": full.p.mean(-1),
@@ -190,8 +193,12 @@ def ablations(case: Case, dataset: Dataset, run: EngineRun, shots: int) -> dict[
     }
     table["without MSSPMM (zero-shot)"] = figures(case.test, zero.maps, zero.scores, False)
     table["full"] = figures(case.test, full.maps, full.scores, regions=False)
+    believed = run.detect(case.encoded, case.anchors, memory, "bank")
+    table["full, text cue always trusted"] = figures(
+        case.test, believed.maps, believed.scores, regions=False
+    )
     for mode in ("nearest", "position"):
-        other = run.detect(case.encoded, case.anchors, memory, mode)
+        other = run.detect(case.encoded, text, memory, mode)
         table[f"full, memory mode {mode}"] = figures(case.test, other.maps, other.scores, False)
     return table
 
@@ -244,13 +251,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         if args.look:
             from calibration.look import heat_page
 
-            found = run.detect(case.encoded, case.anchors, _first_memory(case, dataset), args.mode)
+            shot = case.good_encoded.rows(shot_rows(case, dataset, 1, 0))
+            memory, text = run.learn(shot, case.anchors)
+            found = run.detect(case.encoded, text, memory, args.mode)
             heat_page(case.test, found, args.look / f"{case.name}.png")
     return report
-
-
-def _first_memory(case: Case, dataset: Dataset) -> Any:
-    return memory_of(case.good_encoded.rows(shot_rows(case, dataset, 1, 0)))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

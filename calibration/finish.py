@@ -21,7 +21,7 @@ from calibration.stage_head import fit_head, see
 from calibration.stage_local import LocalSettings, attach, start_local, train_local
 from calibration.stage_score import choose_score, harmonic
 from calibration.stage_text import ensemble_anchors
-from calibration.stage_vision import answers
+from calibration.stage_vision import answers, gather, trusted
 from calibration.training import (
     CLS_SCALE,
     Log,
@@ -32,6 +32,7 @@ from calibration.training import (
 )
 from export.model import SpgddGpt
 from export.model.clip import LocalTap
+from export.model.tddf import unit
 from export.model.weights import save_weights
 
 Held = dict[str, tuple[Corpus, Corpus]]
@@ -75,12 +76,17 @@ def finish(
     banks = {name: (held, memory_of(model, good)) for name, (good, held) in val.items()}
     seen = [see(model, texts[n], held, [m[:1] for m in bank]) for n, (held, bank) in banks.items()]
     fit_head(model, seen, log)
+    for name, (good, _) in val.items():
+        features = gather(good, np.arange(len(good.kind))).features
+        texts[name] = trusted(model, texts[name], features)
+        log(f"trust in the text cue, {name}", trust=float(texts[name].norm(dim=-1)[1]))
     choice = choose_score(model, texts, banks, CLS_SCALE)
     log("score weight", weight=choice.weight, figures=choice.figures)
     for name, (held, memory) in banks.items():
         for shots in (0, 1, 4):
             used = [m[:shots] for m in memory] if shots else None
-            found: dict[str, Any] = dict(answers(model, texts[name], held, used))
+            text_of = texts[name] if shots else unit(texts[name])
+            found: dict[str, Any] = dict(answers(model, text_of, held, used))
             found["peak"] = harmonic(found["cls"], found["peak"], choice.weight, CLS_SCALE)
             log("final", **figures_of(f"{name}/{shots}", held, found))
     return model

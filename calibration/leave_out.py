@@ -21,7 +21,7 @@ from calibration.evaluate import summarise
 from calibration.finish import finish
 from calibration.metrics import auroc
 from calibration.stage_score import harmonic
-from calibration.stage_vision import VisionSettings, answers, encode_features
+from calibration.stage_vision import VisionSettings, answers, encode_features, trusted
 from calibration.train import train_vision
 from calibration.training import CLS_SCALE, Log, good_parts, start_model
 from engines.preprocess import resize
@@ -29,13 +29,11 @@ from export.model import SpgddGpt
 from export.model.tddf import unit
 
 
-def shot_taps(model: SpgddGpt, dataset: Dataset, count: int, run: int) -> list[Tensor]:
-    """Unit taps of a run's shots, 3 x (count,225,D)."""
+def shot_features(model: SpgddGpt, dataset: Dataset, count: int, run: int) -> Tensor:
+    """Stem features (count,272,15,15) of a run's shots."""
     chosen = choose_shots(dataset.of("train", normal=True), count, run)
     tiles = np.stack([np.ascontiguousarray(resize(read_image(s))[..., ::-1]) for s in chosen])
-    features = torch.from_numpy(stem_features(model, tiles).astype(np.float32))
-    with torch.inference_mode():
-        return [unit(t) for t in encode_features(model, features).taps]
+    return torch.from_numpy(stem_features(model, tiles).astype(np.float32))
 
 
 def judge(
@@ -44,8 +42,13 @@ def judge(
     """Pixel- and Image-AUC (percent) of one number of shots; labels are nearest at 60 px."""
     weight, results = float(model.score.weight), []
     for run in range(runs if shots else 1):
-        bank = shot_taps(model, dataset, shots, run) if shots else None
-        found = answers(model, anchors, held, bank)
+        text, bank = anchors, None
+        if shots:
+            features = shot_features(model, dataset, shots, run)
+            text = trusted(model, anchors, features)
+            with torch.inference_mode():
+                bank = [unit(t) for t in encode_features(model, features).taps]
+        found = answers(model, text, held, bank)
         score = harmonic(found["cls"], found["peak"], weight, CLS_SCALE)
         known = held.located
         pixel = auroc(held.labels[known] > 0.3, found["map"][known])

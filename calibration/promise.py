@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.datasets import SEED, Sample
-from calibration.engine_run import EngineRun, load_labelled, memory_of
+from calibration.engine_run import EngineRun, load_labelled
 from calibration.evaluate import open_set, say
 from calibration.thresholds import conformal_threshold, reject_interval
 from engines.bundle import load_bundle
@@ -58,8 +58,8 @@ def enrolments(
     done = []
     for index in range(count):
         order = np.random.default_rng([SEED, 77, index]).permutation(len(parts)).tolist()
-        memory = memory_of(encoded.rows(order[:shots]))
-        rest = run.detect(encoded.rows(order[shots:]), anchors, memory, "bank").scores
+        memory, text = run.learn(encoded.rows(order[:shots]), anchors)
+        rest = run.detect(encoded.rows(order[shots:]), text, memory, "bank").scores
         threshold = conformal_threshold(rest[:held].tolist(), alpha)
         fresh = rest[held:]
         low, high = reject_interval(threshold.n, threshold.k, len(fresh))

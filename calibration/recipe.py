@@ -125,6 +125,8 @@ class Calibration(BaseModel):
     held_out: tuple[Reference, ...]
     duplicates: tuple[str, ...] = ()
     plausible: Plausibility = Plausibility()
+    trust: float = 1.0
+    """How far the text cue is believed on this product (`calibration.trust`), 0 to 1."""
     chosen_by: str = ""
 
 

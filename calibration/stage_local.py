@@ -138,15 +138,19 @@ def train_local(
 
 
 def attach(model: SpgddGpt, local: LocalTap, anchors: Tensor) -> SpgddGpt:
-    """A copy of a trained model whose tap a is `local`, its P the oddness; anchors (2,E)."""
+    """A copy of a trained model whose tap a is `local`, its P the oddness; anchors (2,E).
+
+    It has a distance head, which `calibration.stage_head` writes.
+    """
     from dataclasses import replace
 
     width = 2 * local.mix.out_channels
     vision = replace(model.config.vision, local=width // 2)
-    made = SpgddGpt(replace(model.config, vision=vision))
+    made = SpgddGpt(replace(model.config, vision=vision, distance_head=True))
     state = model.state_dict() | {
         f"clip.visual.local.{k}": v for k, v in local.state_dict().items()
     }
-    made.load_state_dict(state)
+    own = {k: v for k, v in made.state_dict().items() if k.startswith("head.distance")}
+    made.load_state_dict(own | state)
     read_oddness(made.tddf.linear_a, anchors, NORMAL_PULL)
     return made.eval()

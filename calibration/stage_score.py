@@ -11,6 +11,7 @@ from calibration.corpus import Corpus
 from calibration.metrics import auroc
 from calibration.stage_vision import answers
 from export.model import SpgddGpt
+from export.model.tddf import unit
 
 # Points of mean Image-AUC that known kinds may lose to a smaller weight.
 LOSS = 0.3
@@ -48,7 +49,8 @@ def choose_score(
     for name, (corpus, memory) in val.items():
         for shots in (0, 1, 4):
             bank = [m[:shots] for m in memory] if shots else None
-            found = answers(model, anchors[name], corpus, bank)
+            text = anchors[name] if shots else unit(anchors[name])
+            found = answers(model, text, corpus, bank)
             count += 1
             for weight in WEIGHTS:
                 s = harmonic(found["cls"], found["peak"], weight, scale)

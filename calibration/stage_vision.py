@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.corpus import GRID, LABEL, Corpus
+from calibration.trust import reference_trust
 from export.model import SpgddGpt
 from export.model.clip import Encoded
 from export.model.memory import match
@@ -266,6 +267,13 @@ def bank_distances(taps: tuple[Tensor, ...], memory: list[Tensor]) -> Tensor:
     return torch.stack(near, -1)
 
 
+@torch.inference_mode()
+def trusted(model: SpgddGpt, anchors: Tensor, features: Tensor) -> Tensor:
+    """Anchors (2,E) as long as they are trusted, seen the good parts' features (K,272,15,15)."""
+    p = model.tddf(encode_features(model, features).taps, unit(anchors))
+    return unit(anchors) * reference_trust(p.cpu().numpy())
+
+
 class Sampler:
     """Batches of one kind each: good parts first (they may become memory), then a mixture."""
 
@@ -317,8 +325,13 @@ def answers(
     memory: list[Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Maps f32 (N,60,60), peak and CLS score f32 (N,), P and AM f32 (N,225,3) over a corpus."""
+    """Maps f32 (N,60,60), peak and CLS score f32 (N,), P and AM f32 (N,225,3) over a corpus.
+
+    anchors (2,E); their length is the trust in P (`trusted`). memory: unit taps 3 x (K,225,D).
+    """
     model.eval()
+    trust = anchors[1].norm().clamp(max=1.0)[None]
+    anchors = unit(anchors)
     kept: dict[str, list[NDArray[np.float32]]] = {n: [] for n in ("map", "peak", "cls", "p", "am")}
     for start in range(0, len(corpus.kind), 32):
         rows = np.arange(start, min(start + 32, len(corpus.kind)))
@@ -328,7 +341,7 @@ def answers(
         if memory is not None:
             banks = tuple(m[None].expand(len(rows), -1, -1, -1) for m in memory)
             am = match(found.taps, banks, "bank")[0] / 2
-        z = model.head.logits(am * p, p, am)
+        z = model.head.logits(am * p, p, am, trust)
         maps = torch.sigmoid(z[:, 1] - z[:, 0])[:, None]
         full = F.interpolate(maps, size=(LABEL, LABEL), mode="bilinear", align_corners=False)[:, 0]
         cos = unit(found.cls) @ anchors.T

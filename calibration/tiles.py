@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import Dataset, Sample, choose_shots, load_dataset, read_image, read_mask
-from calibration.engine_run import EngineRun, memory_of
+from calibration.engine_run import EngineRun
 from calibration.evaluate import summarise
 from calibration.metrics import auroc
 from engines.bundle import load_bundle
@@ -59,8 +59,8 @@ def judge(
     results, cells = [], grid[0] * grid[1]
     for index in range(args.runs):
         chosen = choose_shots(dataset.of("train", normal=True), args.shots, index)
-        memory = memory_of(run.encode(cut(chosen, grid, args.overlap)[0]))
-        found = run.detect(encoded, anchors, memory, "bank")
+        memory, text = run.learn(run.encode(cut(chosen, grid, args.overlap)[0]), anchors)
+        found = run.detect(encoded, text, memory, "bank")
         maps = []
         for i, (boxes, shape) in enumerate(places):
             part = stitch(found.maps[i * cells : (i + 1) * cells], boxes, shape, None)

@@ -44,7 +44,8 @@ def describe_request(
 
 
 def _anchors(anchors: NDArray[np.float32] | None, tile: int) -> NDArray[np.float32] | None:
-    """Anchors (2,E) of the tile's memory group."""
-    if anchors is None or anchors.ndim == 2:
-        return anchors
-    return np.asarray(anchors[min(tile, len(anchors) - 1)])
+    """Unit anchors (2,E) of the tile's memory group: their length is for the detector alone."""
+    if anchors is None:
+        return None
+    pair = anchors if anchors.ndim == 2 else anchors[min(tile, len(anchors) - 1)]
+    return np.asarray(pair / np.maximum(np.linalg.norm(pair, axis=-1, keepdims=True), 1e-12))

@@ -30,10 +30,12 @@ class DetectionHead(nn.Module):
         elif self.kind == "mlp":
             self.hidden = nn.Linear(9, config.head_hidden)
             self.out = nn.Linear(config.head_hidden, 2)
+        self.distance = nn.Linear(9, 2) if config.distance_head else None
 
-    def logits(self, f_out: Tensor, p: Tensor, am: Tensor) -> Tensor:
+    def logits(self, f_out: Tensor, p: Tensor, am: Tensor, trust: Tensor | None = None) -> Tensor:
         """Per-patch logits (B,2,15,15), [normal, anomalous]; for the training loss L_I.
 
+        trust (B,) in [0,1]: the share of this head; the rest is the distance head's. None: all.
         Upsample with `upsample` before the cross entropy. The untrained head `mean` has none and
         gives log(1-m), log(m) of the channel mean instead, which softmax turns back into m.
         """
@@ -44,14 +46,17 @@ class DetectionHead(nn.Module):
             z = self.out(f_out)
         else:
             z = torch.cat([f_out, p, am], -1)
+            seen = z
             z = self.out(F.relu(self.hidden(z)) if self.kind == "mlp" else z)
+            if self.distance is not None and trust is not None:
+                z = torch.lerp(self.distance(seen), z, trust[:, None, None])
         return z.transpose(1, 2).reshape(len(z), 2, GRID, GRID)
 
-    def forward(self, f_out: Tensor, p: Tensor, am: Tensor) -> Tensor:
+    def forward(self, f_out: Tensor, p: Tensor, am: Tensor, trust: Tensor | None = None) -> Tensor:
         """Channel 1 of the softmax of the upsampled logits; untrained: the upsampled mean."""
         if self.kind == "mean":
             return upsample(f_out.mean(-1).view(-1, 1, GRID, GRID))[:, 0]
-        return upsample(self.logits(f_out, p, am)).softmax(1)[:, 1]
+        return upsample(self.logits(f_out, p, am, trust)).softmax(1)[:, 1]
 
 
 class Score(nn.Module):

@@ -94,10 +94,15 @@ class SpgddGpt(nn.Module):
     def compose(
         self, encoded: Encoded, anchors: Tensor, am: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(score (B,), map (B,240,240), P (B,225,3), F_out (B,225,3)); anchors (B,2,E) unit."""
+        """(score (B,), map (B,240,240), P (B,225,3), F_out (B,225,3)).
+
+        anchors (B,2,E): their directions are the text, the length of each pair is the trust in it.
+        """
+        trust = anchors[:, 1].norm(dim=-1).clamp(max=1.0)
+        anchors = unit(anchors)
         p = self.tddf(encoded.taps, anchors)
         f_out = am * p
-        maps = self.head(f_out, p, am)
+        maps = self.head(f_out, p, am, trust)
         s_cls = self.score.cls_score(unit(encoded.cls), anchors)
         return self.score(s_cls, maps.amax((1, 2))), maps, p, f_out
 
@@ -129,7 +134,7 @@ class SpgddGpt(nn.Module):
         group = torch.zeros(count, dtype=torch.long) if group is None else group
         chosen = None if references is None else [m[group] for m in references]
         am = self.memory(encoded.taps, chosen, mode)
-        score, maps, p, f_out = self.compose(encoded, unit(anchors)[group], am)
+        score, maps, p, f_out = self.compose(encoded, anchors[group], am)
         grid = (count, GRID, GRID, 3)
         return Reference(
             score, maps, p.view(grid), (2 * am).view(grid),

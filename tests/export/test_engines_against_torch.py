@@ -132,19 +132,23 @@ def test_tddf_head_and_prefix(nano, encoded):
     close(words.run({**units, "f_out": cells["f_out"]})["prefix"], prefix, 1e-5)
 
 
-@pytest.mark.parametrize("head", ["mean", "linear", "paper_literal", "mlp"])
-def test_every_head_is_exported(tmp_path, head):
+@pytest.mark.parametrize("length", [1.0, 0.3, 0.01])
+@pytest.mark.parametrize("head", ["mean", "linear", "paper_literal", "mlp", "mlp with distance"])
+def test_every_head_is_exported(tmp_path, head, length):
     from dataclasses import replace
 
     torch.manual_seed(6)
-    save_weights(SpgddGpt(replace(preset("nano"), head=head)), tmp_path / "weights.safetensors")
+    name, _, far = head.partition(" ")
+    config = replace(preset("nano"), head=name, distance_head=bool(far))
+    save_weights(SpgddGpt(config), tmp_path / "weights.safetensors")
     model = load_weights(tmp_path / "weights.safetensors")
     f_out, p, am = (torch.rand(1, 225, 3) for _ in range(3))
     with torch.no_grad():
-        expected = model.head(f_out, p, am)
+        expected = model.head(f_out, p, am, torch.tensor([length]))
     graph = compose.adapter(Graph(WeightStore(tmp_path / "weights.safetensors")), model.config)
     feeds = grids(f_out, p, am)
-    feeds |= {"cls": np.ones((1, 192), np.float32), "anchors": np.ones((1, 2, 192), np.float32)}
+    anchors = np.full((1, 2, 192), length / np.sqrt(192), np.float32)
+    feeds |= {"cls": np.ones((1, 192), np.float32), "anchors": anchors}
     close(session(tmp_path, graph, "head").run(feeds)["map"], expected, 1e-5)
 
 

@@ -1,0 +1,54 @@
+"""The text cue is believed as far as it finds the shown good parts normal."""
+
+import numpy as np
+import pytest
+
+from calibration.trust import LEAST, carry, reference_trust
+
+
+def cue(good: float, odd: float, share: float) -> np.ndarray:
+    """P (2,15,15,3) of two good parts: `good` everywhere, `odd` on this share of taps b and c."""
+    p = np.full((2, 225, 3), good)
+    p[:, : round(225 * share), 1:] = odd
+    return p.reshape(2, 15, 15, 3)
+
+
+def test_a_cue_that_finds_good_parts_normal_is_trusted():
+    assert reference_trust(cue(0.02, 0.02, 0)) > 0.99
+    assert reference_trust(cue(0.02, 0.95, 0.04)) > 0.99  # a speck is no reason
+
+
+def test_a_cue_that_calls_good_parts_abnormal_is_not_trusted():
+    assert reference_trust(cue(0.02, 0.95, 0.3)) == LEAST
+    assert reference_trust(cue(0.6, 0.6, 0)) < 0.1
+
+
+def test_one_of_the_two_taps_is_enough_to_doubt():
+    p = cue(0.02, 0.02, 0)
+    p[..., 2] = 0.9
+    assert reference_trust(p) == LEAST
+
+
+def test_tap_a_says_how_odd_a_patch_is_and_is_not_asked():
+    p = cue(0.02, 0.02, 0)
+    p[..., 0] = 0.99
+    assert reference_trust(p) > 0.99
+
+
+def test_trust_falls_steadily_as_the_cue_gets_worse():
+    found = [reference_trust(cue(v, v, 0)) for v in (0.1, 0.2, 0.27, 0.35, 0.5)]
+    assert found == sorted(found, reverse=True)
+    assert found[2] == pytest.approx(0.5, abs=0.02)  # P = sigmoid(-1)
+
+
+def test_certain_cues_have_finite_logits():
+    assert reference_trust(np.zeros((1, 225, 3))) > 0.99
+    assert reference_trust(np.ones((1, 225, 3))) == LEAST
+
+
+def test_the_trust_is_the_length_of_the_anchors():
+    pair = np.zeros((1, 2, 192), np.float32)
+    pair[0, 0, 3] = pair[0, 1, 5] = 1
+    carried = carry(pair, 0.25)
+    assert carried.dtype == np.float32
+    assert np.allclose(np.linalg.norm(carried, axis=-1), 0.25)
