@@ -58,7 +58,7 @@ def export(
     """Copy the archive's parts into `out`.
 
     folder: pictures by class beside `parts.csv`. mvtec: `train/good`, `test/good` (one in
-    `test_share` good parts), `test/<category>`, `proposed_masks/<category>`.
+    `test_share` good parts), `test/<category>`, `proposed_masks/<category>`, all of them PNG.
     Raises SourceError (nothing archived), UsageError (`out` is in use).
     """
     if out.exists() and any(out.iterdir()):
@@ -95,14 +95,25 @@ def _export_one(
     where = _place(row, entry, layout, nth % test_share == 0 if test_share else False)
     if where is None:
         return row
-    name = f"{entry.stem.name}{picture.suffix}"
+    name = f"{entry.stem.name}{'.png' if layout == 'mvtec' else picture.suffix}"
     row["file"] = f"{where}/{name}"
     (out / where).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, out / where / name)
+    _copy(picture, out / where / name)
     if layout == "mvtec" and entry.kind == "ng":
         mask = out / "proposed_masks" / Path(where).name / f"{entry.stem.name}_mask.png"
         _mask(entry, mask)
     return row
+
+
+def _copy(picture: Path, path: Path) -> None:
+    """The archived bytes, or as PNG where the layout's readers look for nothing else."""
+    image = None
+    if path.suffix != picture.suffix:
+        image = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        shutil.copyfile(picture, path)
+    else:
+        cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _place(row: dict[str, Any], entry: Entry, layout: str, in_test: bool) -> str | None:

@@ -98,7 +98,9 @@ def test_a_failing_disk_is_told_and_never_raises(tmp_path, monkeypatch):
 def filled(tmp_path):
     keeper = archive(tmp_path / "archive", values={"every_ok": 1})
     for seq in range(1, 11):
-        keeper.part(uikit.record(seq, "NG" if seq % 5 == 0 else "OK", size=4))
+        # Half of them as a camera delivers them (JPEG): anomalib reads nothing but PNG here.
+        verdict = "NG" if seq % 5 == 0 else "OK"
+        keeper.part(uikit.record(seq, verdict, jpeg=seq % 2 == 0, size=4))
     keeper.part(uikit.record(11, "ERROR", size=4))
     keeper.message("desc", uikit.description(5))
     return tmp_path / "archive"
