@@ -88,6 +88,7 @@ class EnrolReport:
     scores: tuple[float, ...]
     histogram: Path
     chosen_by: str
+    trust: float
 
 
 def default_shots(distinct: int, alpha: float = 0.05) -> int:
@@ -248,6 +249,7 @@ def _report(final: Path, mode: Mode, calibration: Calibration) -> EnrolReport:
         scores=calibration.scores,
         histogram=final / "histogram.png",
         chosen_by=calibration.chosen_by,
+        trust=calibration.trust,
     )
 
 

@@ -342,8 +342,9 @@ def answers(
             banks = tuple(m[None].expand(len(rows), -1, -1, -1) for m in memory)
             am = match(found.taps, banks, "bank")[0] / 2
         z = model.head.logits(am * p, p, am, trust)
-        maps = torch.sigmoid(z[:, 1] - z[:, 0])[:, None]
-        full = F.interpolate(maps, size=(LABEL, LABEL), mode="bilinear", align_corners=False)[:, 0]
+        lean = (z[:, 1] - z[:, 0])[:, None]
+        lean = F.interpolate(lean, size=(LABEL, LABEL), mode="bilinear", align_corners=False)[:, 0]
+        full = torch.sigmoid(lean)
         cos = unit(found.cls) @ anchors.T
         values = (full, full.amax((1, 2)), cos[:, 1] - cos[:, 0], p, am)
         for name, value in zip(kept, values, strict=True):

@@ -29,6 +29,15 @@ def reference_trust(p: NDArray[np.floating]) -> float:
     return max(LEAST, float(1 / (1 + np.exp(np.clip(lean, -50, 50)))))
 
 
+def in_words(trust: float) -> str:
+    """One clause for the person who enrols."""
+    if trust > 0.8:
+        return f"the model's words for good and bad fit these parts (trust {trust:.2f})"
+    if trust > 0.2:
+        return f"the model's words fit these parts half (trust {trust:.2f})"
+    return f"the model's words do not fit these parts: judged by distance alone ({trust:.2f})"
+
+
 def carry(anchors: NDArray[np.floating], trust: float) -> NDArray[np.float32]:
     """Unit anchors (...,2,E) with `trust` as their length."""
     return np.asarray(anchors * trust, np.float32)
