@@ -75,7 +75,8 @@ def recipes(settings: Settings) -> Iterator[Finding]:
         state = loaded.calibration
         text = (
             f"{len(state.shots)} references, threshold {loaded.threshold:.4g} from {state.n} "
-            f"held-out good parts (false rejects at most {state.alpha:.0%}); {in_words(state.trust)}"
+            f"held-out good parts (false rejects at most {state.alpha:.0%}); "
+            f"{in_words(state.trust)}"
         )
         if loaded.recipe.learning:
             yield Finding(name, "warn", f"{text}; still learning: says NG and UNDECIDED, never OK")
