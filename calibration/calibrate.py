@@ -19,7 +19,8 @@ from calibration.thresholds import Threshold, conformal_threshold, reject_interv
 from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle
 from engines.detector import Answer, Memory
-from engines.preprocess import to_tiles
+from engines.facts import small_heat, usual_heat
+from engines.preprocess import stitch, to_tiles
 from engines.text import TextEncoder
 
 # The interval is stated for this many fresh parts; reject_interval gives it for any other number.
@@ -68,7 +69,7 @@ class Workbench:
         """Write memory, calibration.json, recipe.toml and histogram.png for this detector."""
         memory, texts = self.bind(detector, recipe, parts.shots)
         memory_sha = _save_memory(self.folder / "memory.safetensors", memory, texts)
-        scores = self.scores(detector, recipe, parts.held_out, "scoring held-out parts")
+        scores, heats = self.judged(detector, recipe, parts.held_out, "scoring held-out parts")
         threshold = conformal_threshold(scores, parts.alpha)
         final = recipe.model_copy(
             update={
@@ -98,6 +99,7 @@ class Workbench:
             duplicates=tuple(parts.duplicates),
             plausible=Plausibility.from_looks(looks),
             trust=float(np.linalg.norm(texts[0, 1])),
+            usual=tuple(float(v) for v in usual_heat(heats).ravel()) if heats else (),
             chosen_by=parts.chosen_by,
         )
         self._write(final, calibration)
@@ -129,11 +131,20 @@ class Workbench:
         self, detector: DetectorLike, recipe: Recipe, parts: Sequence[Reference], stage: str
     ) -> list[float]:
         """Part scores of saved references with the detector as it is bound."""
-        local, found = _local(recipe), []
+        return self.judged(detector, recipe, parts, stage)[0]
+
+    def judged(
+        self, detector: DetectorLike, recipe: Recipe, parts: Sequence[Reference], stage: str
+    ) -> tuple[list[float], list[NDArray[np.float32]]]:
+        """Part scores of saved references, and their maps over the region as small grids."""
+        local, scores, heats = _local(recipe), list[float](), []
         for index, reference in enumerate(parts):
-            found.append(part_score(inspect(detector, local, read(self.folder, reference))))
+            image = read(self.folder, reference)
+            answer = inspect(detector, local, image)
+            scores.append(part_score(answer))
+            heats.append(small_heat(stitch(answer.map, local.boxes(image.shape[:2]), image.shape)))
             tell(self.progress, stage, index + 1, len(parts))
-        return found
+        return scores, heats
 
     def _write(self, recipe: Recipe, calibration: Calibration) -> None:
         write_toml(recipe, self.folder / "recipe.toml")

@@ -29,7 +29,15 @@ from engines.bundle import Bundle, load_bundle
 from engines.consistency import contradiction
 from engines.describer import DescribeRequest, DescriberSettings, Description, open_describer
 from engines.detector import Answer, Detector, Memory
-from engines.facts import EVERYWHERE, Area, half_peak_level, location_word, touched_cells
+from engines.facts import (
+    EVERYWHERE,
+    Area,
+    half_peak_level,
+    location_word,
+    small_heat,
+    touched_cells,
+    usual_heat,
+)
 from engines.preprocess import Box, to_tiles
 from engines.text import TextEncoder
 
@@ -78,8 +86,9 @@ class Inspector:
         if mode == "bank":
             memory, _ = reduce_memory(memory, CORESET)
         self.detector.bind(memory, self.anchors[None])
-        scores = [float(self.run(image).score[0]) for image in good[SHOTS:]]
-        self.threshold = conformal_threshold(scores).value
+        held = [self.run(image) for image in good[SHOTS:]]
+        self.threshold = conformal_threshold([float(a.score[0]) for a in held]).value
+        self.usual = usual_heat([small_heat(a.map[0]) for a in held])
 
     def run(self, image: NDArray[np.uint8]) -> Answer:
         """The engine's answer for a whole picture."""
@@ -106,6 +115,7 @@ class Inspector:
             anchors=self.anchors,
             f_out=np.asarray(answer.f_out[0]),
             categories=self.kinds,
+            usual=self.usual,
         )
 
 

@@ -86,6 +86,7 @@ class DescribeRequest:
     level: map level of `regions`; None = half of the map's peak. count: how many in all; None =
     counted here.
     categories: the recipe's defect phrases ("{} with a crack") or nouns ("crack"), may be empty.
+    usual: f32 (15,15), what good parts reach at each place of the area, or None (`engines.facts`).
     cls f32 (E,), anchors f32 (2,E), f_out f32 (15,15,3) feed the prefix; None = no prefix.
     """
 
@@ -108,6 +109,7 @@ class DescribeRequest:
     categories: tuple[str, ...] = field(default=())
     trigger_id: str = ""
     attempt: int = 1
+    usual: NDArray[np.float32] | None = None
 
     @property
     def defective(self) -> bool:
@@ -132,6 +134,7 @@ class DescribeRequest:
             threshold=self.threshold,
             crop=self.crop,
             mm_per_px=self.mm_per_px,
+            usual=self.usual,
         )
         # A slimmed map may merge neighbours: the count that the verdict carries is the count.
         return facts if self.count is None else replace(facts, count=self.count)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.describer import DescribeRequest
-from engines.facts import Area
+from engines.facts import USUAL_SIDE, Area
 from station.inspection import Judged, Prepared, Product, crop_of
 from station.schema import Result
 
@@ -40,7 +40,16 @@ def describe_request(
         mm_per_px=recipe.mm_per_px if recipe else None,
         few_shot=recipe is not None,
         categories=recipe.phrases if recipe else (),
+        usual=_usual(product),
     )
+
+
+def _usual(product: Product) -> NDArray[np.float32] | None:
+    """What good parts reach at each place, if this recipe has it (older ones have not)."""
+    values = product.loaded.calibration.usual if product.loaded else ()
+    if len(values) != USUAL_SIDE**2:
+        return None
+    return np.array(values, np.float32).reshape(USUAL_SIDE, USUAL_SIDE)
 
 
 def _anchors(anchors: NDArray[np.float32] | None, tile: int) -> NDArray[np.float32] | None:

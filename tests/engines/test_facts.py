@@ -17,7 +17,10 @@ from engines.facts import (
     part_facts,
     regions,
     size_words,
+    small_heat,
+    standing_out,
     touched_cells,
+    usual_heat,
 )
 from engines.template import TemplateDescriber, category_word
 
@@ -220,3 +223,26 @@ def test_facts_need_no_crop_and_take_the_counts_they_are_given():
     )
     assert facts.colour == "grey"
     assert request(heat((0, 0, 9, 9, 1)), count=7).facts().count == 7
+
+
+def test_the_place_is_where_the_map_stands_out_against_good_parts():
+    heat = np.zeros((240, 240), np.float32)
+    heat[224:, :16] = 0.9  # a corner that is warm on good parts too
+    heat[20:40, 110:130] = 0.7
+    usual = np.full((15, 15), 0.01, np.float32)
+    usual[14, 0] = 0.5
+    told = {"defective": True, "score": 0.9, "threshold": 0.5}
+    area = Area(0, 0, 240, 240)
+    assert part_facts(heat, 0.45, area, **told).location == "bottom left"
+    assert part_facts(heat, 0.45, area, **told, usual=usual).location == "top"
+    assert part_facts(heat, 0.45, area, **told, usual=usual).count == 2
+
+
+def test_usual_heat_is_what_nine_of_ten_good_parts_stay_under():
+    rng = np.random.default_rng(0)
+    heats = [small_heat(rng.uniform(0, 1, (240, 240)).astype(np.float32)) for _ in range(20)]
+    usual = usual_heat(heats)
+    assert usual.shape == (15, 15)
+    assert 0.8 < np.mean([(h <= usual).mean() for h in heats]) < 1
+    even = np.ones((30, 30), np.float32)
+    assert standing_out(even, np.zeros((15, 15), np.float32)) is even  # good parts all cold
