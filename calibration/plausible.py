@@ -1,5 +1,6 @@
 """Is there such a part in the frame at all? Ranges of light, contrast and focus from good parts."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from engines.preprocess import resize
 # One step beyond what was seen: light may double, focus may halve, before a frame is called
 # implausible; a real defect moves these three numbers far less.
 MEAN_MARGIN, SPREAD_FACTOR, SHARPNESS_FACTOR = 0.5, 2.5, 4.0
+_scratch = threading.local()  # pictures in between, one of each for a thread
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,11 @@ def measure(region_bgr: NDArray[np.uint8]) -> Look:
     return _look(cv2.cvtColor(resize(region_bgr), cv2.COLOR_BGR2GRAY))
 
 
-def _look(grey: NDArray[np.uint8] | cv2.typing.MatLike) -> Look:
-    sharp = cv2.Laplacian(grey, cv2.CV_32F)
-    return Look(float(grey.mean()), float(grey.std()), float(sharp.std()))
+def _look(grey: cv2.typing.MatLike) -> Look:
+    """Look of a grey tile. cv2's mean and deviation make no temporary arrays, numpy's make four."""
+    _scratch.sharp = sharp = cv2.Laplacian(grey, cv2.CV_32F, dst=getattr(_scratch, "sharp", None))
+    mean, spread = cv2.meanStdDev(grey)
+    return Look(float(mean[0, 0]), float(spread[0, 0]), float(cv2.meanStdDev(sharp)[1][0, 0]))
 
 
 class Plausibility(BaseModel):
@@ -60,7 +64,9 @@ class Plausibility(BaseModel):
 
     def check_tile(self, tile_rgb: NDArray[np.uint8]) -> str | None:
         """As `check`, of a region that is one tile u8 (240,240,3) RGB: it is not resized twice."""
-        return self._odd(_look(cv2.cvtColor(tile_rgb, cv2.COLOR_RGB2GRAY)))
+        grey = cv2.cvtColor(tile_rgb, cv2.COLOR_RGB2GRAY, dst=getattr(_scratch, "grey", None))
+        _scratch.grey = grey
+        return self._odd(_look(grey))
 
     def _odd(self, look: Look) -> str | None:
         for field, low_word, high_word in (

@@ -6,6 +6,7 @@ Training, enrolment, INT8 calibration, evaluation, replay and the station all ca
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,6 +33,7 @@ SPEC: dict[str, Any] = {
 """Everything that decides a pixel; the code below reads its parameters from here."""
 
 SIZE: int = SPEC["size"]
+_scratch = threading.local()
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ def to_tiles(frame_bgr: U8, boxes: Sequence[Box], out: U8 | None = None) -> U8:
     """BGR frame (H,W,3) and B boxes -> RGB tiles u8 (B,240,240,3); `out` is filled if given."""
     tiles = np.empty((len(boxes), SIZE, SIZE, 3), np.uint8) if out is None else out
     swap = SPEC["order"] == "RGB"
+    if not hasattr(_scratch, "tile"):
+        _scratch.tile = np.empty((SIZE, SIZE, 3), np.uint8)
     for tile, b in zip(tiles, boxes, strict=True):
-        small = resize(frame_bgr[b.y : b.y + b.h, b.x : b.x + b.w])
+        part = frame_bgr[b.y : b.y + b.h, b.x : b.x + b.w]
         if swap:
-            cv2.cvtColor(small, cv2.COLOR_BGR2RGB, dst=tile)
+            cv2.cvtColor(resize(part, _scratch.tile), cv2.COLOR_BGR2RGB, dst=tile)
         else:
-            tile[:] = small
+            resize(part, tile)
     return tiles
 
 

@@ -5,11 +5,12 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.buffers import Buffers
 from engines.cuda import missing
 from engines.errors import EngineError
 
@@ -130,6 +131,9 @@ class Session:
         self._of_thread = threading.local()
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self._shapes = {p.name: tuple(p.shape) for p in self._session.get_inputs()}
+        self._made = {o.name: (tuple(o.shape), o.type) for o in self._session.get_outputs()}
+        self._buffers = Buffers()
         self._held: dict[str, Any] = {}
         self._version = 0
 
@@ -149,14 +153,37 @@ class Session:
         return mine.binding
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run with the bound inputs and `feeds`; every output as an array of its own."""
+        """Run with the bound inputs and `feeds`; every output as an array of its own.
+
+        Inputs are read where they lie; outputs are written into arrays that earlier callers have
+        let go (`engines.buffers`).
+        """
         binding = self._binding()
+        sizes: dict[str, int] = {}
         for name, value in feeds.items():
-            binding.bind_cpu_input(name, np.asarray(value, order="C"))
-        for name in self.outputs:
-            binding.bind_output(name, "cpu")
+            array = np.asarray(value, order="C")
+            binding.bind_cpu_input(name, array)
+            known = zip(self._shapes.get(name, ()), array.shape, strict=False)
+            sizes |= {axis: size for axis, size in known if isinstance(axis, str)}
+        out = {name: self._bind_output(binding, name, sizes) for name in self.outputs}
         self._session.run_with_iobinding(binding)
-        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
+        late = [name for name, array in out.items() if array is None]
+        if late:
+            made = dict(zip(self.outputs, binding.get_outputs(), strict=True))
+            out |= {name: made[name].numpy() for name in late}
+        return cast(dict[str, Array], out)
+
+    def _bind_output(self, binding: Any, name: str, sizes: dict[str, int]) -> Array | None:
+        """The array that the output will be in; None where its size is not known before."""
+        axes, kind = self._made[name]
+        shape = [sizes.get(a) if isinstance(a, str) else a for a in axes]
+        if kind != "tensor(float)" or None in shape:
+            binding.bind_output(name, "cpu")
+            return None
+        array = self._buffers.take(cast(list[int], shape), np.float32)
+        place = array.__array_interface__["data"][0]
+        binding.bind_output(name, "cpu", 0, np.float32, shape, place)
+        return array
 
 
 class AnySession(Protocol):

@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.recipe import LoadedRecipe
+from engines.buffers import Buffers
 from engines.detector import Answer
 from engines.facts import Region, half_peak_level, regions
-from engines.preprocess import Box, stitch, tile_boxes, to_tiles
+from engines.preprocess import SIZE, Box, stitch, tile_boxes, to_tiles
 from station.schema import Reason, Verdict
 from station.sources.base import Frame
 from station.sources.decode import decoded
 from station.verdict import judge
 
 _CROP_PX = 240  # the describer's thumbnail of the inspected region
+_buffers = Buffers()  # of tiles: used again when the last observer of their part has let go
 
 
 class Engine(Protocol):
@@ -135,7 +137,7 @@ def prepare(frame: Frame, product: Product, *, live: bool) -> Prepared:
         return _refused(frame, Verdict.ERROR, Reason.CAMERA, text)
     area = region or Box(0, 0, wide, high)
     boxes = recipe.boxes((high, wide)) if recipe else tile_boxes((high, wide), None, (1, 1))
-    tiles = to_tiles(image, boxes)
+    tiles = to_tiles(image, boxes, _buffers.take((len(boxes), SIZE, SIZE, 3), np.uint8))
     tile = tiles[0] if boxes == (area,) else None
     if product.loaded and (odd := _implausible(product.loaded, image, area, tile)):
         text = f"{frame.name}: {odd}"
@@ -194,7 +196,8 @@ def outcome(prepared: Prepared, answer: Answer, product: Product) -> Judged:
         text = f"the engine answered {scores.size} scores for {len(prepared.boxes)} tiles"
         return refuse(Verdict.ERROR, Reason.INFER, text)
     score = float(scores.max())  # numpy's max keeps a NaN: one unknown tile makes the part unknown
-    if not np.isfinite(score) or not np.isfinite(answer.map).all():
+    # The sum of a map is finite just when all of it is, and needs no array of its own.
+    if not np.isfinite(score) or not np.isfinite(answer.map.sum()):
         return refuse(Verdict.ERROR, Reason.NOT_FINITE, "the engine's answer is not finite")
     if product.loaded is None:
         verdict, reason = Verdict.UNDECIDED, Reason.RECIPE
