@@ -58,7 +58,7 @@ def int8(folder: Path, store: WeightStore, model: SpgddGpt, scheme: Scheme) -> P
     """An INT8 twin of the encoder alone."""
     path = folder / f"encoder.{scheme}.onnx"
     tiles = [t for s in drawn_sets() for t in s.held_out[:3]]
-    onnx.save(quantised_encoder(store, scheme, tiles, model.config), path)
+    onnx.save(quantised_encoder(store, scheme, tiles, model.config)[0], path)
     return path
 
 

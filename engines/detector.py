@@ -96,8 +96,9 @@ class Detector:
     def bind(self, memory: Memory | None, anchors: F32) -> None:
         """Set memory and text anchors f32 (G,2,E) until the next call; memory None = zero-shot.
 
-        Anchors with G=1 serve every group of the memory. Raises EngineError on shapes that do
-        not fit the bundle.
+        Anchors with G=1 serve every group of the memory. Their direction is the text; their length,
+        in (0,1], is how far it is trusted beside the distances (`calibration.trust`). Raises
+        EngineError on shapes that do not fit the bundle.
         """
         dims, embed = self.bundle.manifest.tap_dims, self.bundle.manifest.embed_dim
         if anchors.ndim != 3 or anchors.shape[1:] != (2, embed):
@@ -150,11 +151,24 @@ class Detector:
                 raise EngineError(f"{count} tiles for {self._groups} memory groups: name the group")
         elif group.shape != (count,) or group.min() < 0 or group.max() >= self._groups:
             raise EngineError(f"group {group} does not name one of {self._groups} groups per tile")
-        out = self._answer({"tiles": tiles, "group": group.astype(np.int64)})
+        out = self._apart(tiles, group.astype(np.int64))
         tokens = (out["tokens_a"], out["tokens_b"], out["tokens_c"])
         return Answer(
             out["score"], out["map"], out["p"], out["distances"], tokens, out["cls"], out["f_out"]
         )
+
+    def _apart(self, tiles: NDArray[np.uint8], group: NDArray[np.int64]) -> dict[str, Array]:
+        """One call; for dynamic INT8 one a tile: its scales are those of a whole batch, and a
+
+        part's score may not depend on which others were inspected with it.
+        """
+        if len(tiles) == 1 or not self.precision.endswith("dynamic"):
+            return self._answer({"tiles": tiles, "group": group})
+        each = [
+            self._answer({"tiles": tiles[i : i + 1], "group": group[i : i + 1]})
+            for i in range(len(tiles))
+        ]
+        return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
 
     def _answer(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """A call that is alone gets all threads; calls beside others get their share of them."""

@@ -174,9 +174,10 @@ def build_int8(
     """INT8 candidates of every detector; the gate decides whether they stay."""
     meta = metadata(draft.config, draft.trained)
     for scheme in SCHEMES:
-        tower = quantised_encoder(store, scheme, tiles, draft.config)
+        tower, spared = quantised_encoder(store, scheme, tiles, draft.config)
         draft.shared[scheme] = shared_weights(scheme)
-        progress.step(f"{scheme} tower, {len(tiles)} calibration frames")
+        spare = f", the first {spared} linear layers in FP32" if spared else ""
+        progress.step(f"{scheme} tower, {len(tiles)} calibration frames{spare}")
         for mode in MODES:
             graph = compose.detector(Graph(store), draft.config, mode, tower=tower)
             path = draft.out / f"detector.{mode}.{scheme}.onnx"
@@ -187,13 +188,14 @@ def build_int8(
 
 
 def metadata(config: ModelConfig, trained: str) -> dict[str, str]:
-    """ONNX metadata_props: what the weights are; the describer reads `trained` and `llm`."""
+    """ONNX metadata_props: what the weights are; the describer reads the last three."""
     prefix_trained = bool(config.extra.get("prefix_trained", False))
     return {
         "preset": config.name,
         "weights": trained,
         "trained": str(prefix_trained).lower(),
         "llm": str(config.extra.get("llm", "")),
+        "sure": str(config.extra.get("prefix_sure", "")),
     }
 
 

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.model.config import ModelConfig
-from export.quantise import calibration_feeds
+from export.quantise import calibration_feeds, cosines
 
 LIMIT, TOKEN_LIMIT = 0.99, 0.9
 """A layer has drifted when the mean cosine of its tokens or its worst token falls below."""
@@ -40,13 +40,6 @@ def _outputs(path: Path, names: list[str], feeds: dict[str, Any]) -> list[NDArra
         probe.unlink()
 
 
-def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Cosine per token (last axis); tokens that are zero on both sides are left out."""
-    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    both = np.maximum(np.abs(a).max(-1), np.abs(b).max(-1)) > 1e-6
-    return np.asarray((a * b).sum(-1)[both] / np.maximum(lengths[both], 1e-12))
-
-
 def first_drift(
     plain: Path, quantised: Path, tile: NDArray[np.uint8], config: ModelConfig
 ) -> str:  # fmt: skip
@@ -61,7 +54,7 @@ def first_drift(
     )
     lowest = (1.0, "none")
     for layer, (a, b) in zip(names, pairs, strict=True):
-        cos = _cosines(a, b)
+        cos = cosines(a, b)
         mean, worst = (float(cos.mean()), float(cos.min())) if cos.size else (1.0, 1.0)
         lowest = min(lowest, (worst, layer))
         if mean < LIMIT or worst < TOKEN_LIMIT:
