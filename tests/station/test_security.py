@@ -35,7 +35,7 @@ from station.keys import (
     write_secret,
 )
 from station.schema import hex64
-from station.security import Access, Audit, zap_answer
+from station.security import Access, Audit, Doorbell, zap_answer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,6 +82,33 @@ def test_without_the_guard_nobody_gets_in(station, tmp_path):
         with later, pytest.raises(NoAnswer):
             later.hello()
         assert before.ping(), "who is in stays in"
+
+
+def test_a_guard_that_meets_an_error_refuses_and_goes_on(station, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the guard's own fault")
+
+    with monkeypatch.context() as during:
+        during.setattr("station.security.zap_answer", broken)
+        later = connect(station, tmp_path / "gateway.json", timeout_s=1.0)
+        with later, pytest.raises(NoAnswer):
+            later.hello()
+    with connect(station, tmp_path / "gateway.json") as gateway:
+        assert gateway.ping()
+
+
+def test_more_failed_handshakes_than_one_turn_takes_are_all_written_down(
+    station, tmp_path, keys, monkeypatch
+):
+    monkeypatch.setattr(Doorbell, "TURN", 1)
+    with connect(station, tmp_path / "gateway.json") as gateway:
+        gateway.ping()  # the audit log is there
+    for _ in range(4):
+        noise(station.bus.ctl_address, NULL_GREETING)
+    end = time.monotonic() + 60
+    while sum(line["what"] == "handshake_failed" for line in audit_lines(keys)) < 4:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_noise_on_the_wire_changes_nothing(station, tmp_path):
