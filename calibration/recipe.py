@@ -126,7 +126,7 @@ class Calibration(BaseModel):
     duplicates: tuple[str, ...] = ()
     plausible: Plausibility = Plausibility()
     trust: float = 1.0
-    """How far the text cue is believed on this product (`calibration.trust`), 0 to 1."""
+    """Factor on the odds of the text cue on this product (`calibration.trust`), 0 to 1."""
     usual: tuple[float, ...] = ()
     """Heat that good parts reach at each place, 15 x 15 in reading order (`engines.facts`)."""
     chosen_by: str = ""

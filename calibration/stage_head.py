@@ -8,9 +8,6 @@ needs no unseen data: the least trust that costs the known kinds no more than `L
 
     lean = gain * (AM_a + trust * (P_b + P_c)/2 + ODDNESS * P_a) + bias
 
-The same with trust 0 is the distance head: a product whose good parts P finds abnormal goes by that
-one (`calibration.trust`).
-
 The MLP's hidden units pass its inputs through (a ReLU changes nothing that is never negative).
 """
 
@@ -87,20 +84,8 @@ def choose_trust(examples: Sequence[Example], log: Callable[..., None]) -> float
 def fit_head(
     model: SpgddGpt, examples: Sequence[Example], log: Callable[..., None], steps: int = 150
 ) -> float:
-    """Choose the trust, fit gain and bias to the known sets, write both heads; the trust."""
+    """Choose the trust, fit gain and bias to the known sets, write the head; the trust."""
     trust = choose_trust(examples, log)
-    gain, bias = scale_of(examples, trust, log, steps)
-    write_head(model, gain * weights_of(trust), bias)
-    if model.head.distance is not None:
-        gain, bias = scale_of(examples, 0.0, log, steps)
-        write_distance_head(model, gain * weights_of(0.0), bias)
-    return trust
-
-
-def scale_of(
-    examples: Sequence[Example], trust: float, log: Callable[..., None], steps: int
-) -> tuple[float, float]:
-    """Gain and bias that make the fused sum a log-odds on the known sets."""
     grids = [fuse(e, trust) for e in examples]
     numbers = torch.tensor([10.0, -5.0], requires_grad=True)
     optimiser = torch.optim.Adam([numbers], 0.1)
@@ -118,7 +103,8 @@ def scale_of(
         optimiser.step()
     gain, bias = (float(v) for v in numbers.detach())
     log("head", trust=trust, gain=gain, bias=bias, loss=float(loss.detach()))
-    return gain, bias
+    write_head(model, gain * weights_of(trust), bias)
+    return trust
 
 
 def write_head(model: SpgddGpt, weights: Tensor, bias: float) -> None:
@@ -131,12 +117,3 @@ def write_head(model: SpgddGpt, weights: Tensor, bias: float) -> None:
         head.out.weight.zero_()
         head.out.weight[0, :INPUTS], head.out.weight[1, :INPUTS] = -weights / 2, weights / 2
         head.out.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
-
-
-def write_distance_head(model: SpgddGpt, weights: Tensor, bias: float) -> None:
-    """The second head: sum(weights * inputs) + bias; weights (9,)."""
-    head = model.head.distance
-    assert head is not None
-    with torch.no_grad():
-        head.weight.copy_(torch.stack([-weights / 2, weights / 2]))
-        head.bias.copy_(torch.tensor([-bias / 2, bias / 2]))

@@ -138,19 +138,15 @@ def train_local(
 
 
 def attach(model: SpgddGpt, local: LocalTap, anchors: Tensor) -> SpgddGpt:
-    """A copy of a trained model whose tap a is `local`, its P the oddness; anchors (2,E).
-
-    It has a distance head, which `calibration.stage_head` writes.
-    """
+    """A copy of a trained model whose tap a is `local`, its P the oddness; anchors (2,E)."""
     from dataclasses import replace
 
     width = 2 * local.mix.out_channels
     vision = replace(model.config.vision, local=width // 2)
-    made = SpgddGpt(replace(model.config, vision=vision, distance_head=True))
+    made = SpgddGpt(replace(model.config, vision=vision))
     state = model.state_dict() | {
         f"clip.visual.local.{k}": v for k, v in local.state_dict().items()
     }
-    own = {k: v for k, v in made.state_dict().items() if k.startswith("head.distance")}
-    made.load_state_dict(own | state)
+    made.load_state_dict(state)
     read_oddness(made.tddf.linear_a, anchors, NORMAL_PULL)
     return made.eval()

@@ -1,10 +1,10 @@
-"""How far the text cue is trusted on a product: as far as it finds the shown good parts normal.
+"""How far the text cue is believed on a product: by what it says of the shown good parts.
 
 Beyond the paper. The text cue P knows good from bad on kinds the encoder was trained on; on others
 it may call half of a good part abnormal, and then it drowns the distances, which stay right. The
-good parts themselves tell which it is: if P finds even their oddest patches normal it is believed,
-if not the map goes by the distances alone. The length of a product's anchors carries the trust
-(`engines.detector.Detector.bind`). Figures with and without: docs/evaluation.md.
+good parts themselves tell: the odds of P are lowered until even their oddest patches are surely
+normal, so that only what P finds worse than anything on a good part counts. The length of a
+product's anchors is that factor (`engines.detector.Detector.bind`). Figures: docs/evaluation.md.
 """
 
 import numpy as np
@@ -12,30 +12,27 @@ from numpy.typing import NDArray
 
 ODDEST = 0.95
 """The cue is judged by this quantile of its logits over all patches of the good parts."""
-LIMIT = -1.0
-"""Trust one half where that quantile lies here (P = .27): known kinds lie below -2."""
-WIDTH = 0.5
-"""How sharply trust falls with the quantile, in logits."""
-LEAST = 0.01
+MARGIN = 3.0
+"""That quantile is brought this far below even odds (P = .05); where it is, nothing changes."""
+LEAST = 1e-4
 """Anchors need a direction, so their length never reaches nought."""
 
 
 def reference_trust(p: NDArray[np.floating]) -> float:
-    """Trust in [LEAST, 1] from P (...,3) in [0,1] of good parts, taps b and c (MODEL.md 2.4)."""
+    """Factor in [LEAST, 1] on the odds of P, from P (...,3) of good parts (taps b and c)."""
     seen = np.asarray(p, np.float64).reshape(-1, 3)[:, 1:]
-    oddest = float(np.quantile(seen, ODDEST, axis=0).max())
-    held = float(np.clip(oddest, 1e-9, 1 - 1e-9))
-    lean = (np.log(held / (1 - held)) - LIMIT) / WIDTH
-    return max(LEAST, float(1 / (1 + np.exp(np.clip(lean, -50, 50)))))
+    oddest = float(np.clip(np.quantile(seen, ODDEST, axis=0).max(), 1e-9, 1 - 1e-9))
+    excess = float(np.log(oddest / (1 - oddest))) + MARGIN
+    return max(LEAST, float(np.exp(-max(0.0, excess))))
 
 
 def in_words(trust: float) -> str:
     """One clause for the person who enrols."""
-    if trust > 0.8:
+    if trust > 0.3:
         return f"the model's words for good and bad fit these parts (trust {trust:.2f})"
-    if trust > 0.2:
-        return f"the model's words fit these parts half (trust {trust:.2f})"
-    return f"the model's words do not fit these parts: judged by distance alone ({trust:.2f})"
+    if trust > 0.03:
+        return f"the model's words fit these parts in part (trust {trust:.2f})"
+    return f"the model's words hardly fit these parts: judged by distance (trust {trust:.4f})"
 
 
 def carry(anchors: NDArray[np.floating], trust: float) -> NDArray[np.float32]:

@@ -231,23 +231,29 @@ def trust_of(g: Graph, anchors: str) -> str:
     return g.op("Min", g.op("Sqrt", square), g.const(1.0))
 
 
+def doubted(g: Graph, p: str, anchors: str) -> str:
+    """P (B,225,3), the odds of taps b and c times the length of the anchors (B,2,E)."""
+    some = g.op("Sub", g.const(1.0), trust_of(g, anchors))
+    doubt = g.op("Mul", some, g.const(np.array([0, 1, 1], np.float32)))
+    left = g.op("Mul", p, g.op("Sub", g.const(1.0), doubt))
+    return g.op("Div", left, g.op("Sub", g.const(1.0), g.op("Mul", p, doubt)))
+
+
 def head(g: Graph, f_out: str, p: str, am: str, anchors: str, config: ModelConfig) -> str:
     """Anomaly map (B,240,240). Softmax of two logits = sigmoid of their difference.
 
-    anchors (B,2,E) as they came in: with a distance head their length mixes the two.
+    anchors (B,2,E) as they came in: their length is the trust in P.
     """
     g.scope("head")
     if config.head == "mean":
         return upsample(g, g.op("ReduceMean", f_out, g.const([2]), keepdims=1))
-    x = f_out if config.head == "paper_literal" else g.op("Concat", f_out, p, am, axis=2)
-    hidden = g.op("Relu", linear(g, x, "head.hidden")) if config.head == "mlp" else x
-    normal, abnormal = g.split(linear(g, hidden, "head.out"), [1, 1], 2)
-    lean = g.op("Sub", abnormal, normal)
-    if config.distance_head:
-        normal, abnormal = g.split(linear(g, x, "head.distance"), [1, 1], 2)
-        far = g.op("Sub", abnormal, normal)
-        lean = g.op("Add", far, g.op("Mul", trust_of(g, anchors), g.op("Sub", lean, far)))
-    return g.op("Sigmoid", upsample(g, lean))
+    x = f_out
+    if config.head != "paper_literal":
+        x = g.op("Concat", f_out, doubted(g, p, anchors), am, axis=2)
+    if config.head == "mlp":
+        x = g.op("Relu", linear(g, x, "head.hidden"))
+    normal, abnormal = g.split(linear(g, x, "head.out"), [1, 1], 2)
+    return g.op("Sigmoid", upsample(g, g.op("Sub", abnormal, normal)))
 
 
 def score(g: Graph, maps: str, cls: str, anchors: str) -> str:

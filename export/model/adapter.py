@@ -17,6 +17,15 @@ def upsample(grid: Tensor) -> Tensor:
     return F.interpolate(grid, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
 
 
+def doubted(p: Tensor, trust: Tensor) -> Tensor:
+    """P (B,225,3), the odds of taps b and c times `trust` (B,); tap a says how odd, not how bad.
+
+    Beyond the paper: `calibration.trust` sets it by what P says of the good parts themselves.
+    """
+    doubt = (1 - trust)[:, None, None] * torch.tensor([0.0, 1.0, 1.0], device=p.device)
+    return p * (1 - doubt) / (1 - p * doubt)
+
+
 class DetectionHead(nn.Module):
     """Anomaly map (B,240,240) in [0,1] from F_out, P and AM (each (B,225,3))."""
 
@@ -30,12 +39,11 @@ class DetectionHead(nn.Module):
         elif self.kind == "mlp":
             self.hidden = nn.Linear(9, config.head_hidden)
             self.out = nn.Linear(config.head_hidden, 2)
-        self.distance = nn.Linear(9, 2) if config.distance_head else None
 
     def logits(self, f_out: Tensor, p: Tensor, am: Tensor, trust: Tensor | None = None) -> Tensor:
         """Per-patch logits (B,2,15,15), [normal, anomalous]; for the training loss L_I.
 
-        trust (B,) in [0,1]: the share of this head; the rest is the distance head's. None: all.
+        trust (B,) in (0,1]: the factor on the odds of P of taps b and c (`doubted`). None: 1.
         Upsample with `upsample` before the cross entropy. The untrained head `mean` has none and
         gives log(1-m), log(m) of the channel mean instead, which softmax turns back into m.
         """
@@ -45,11 +53,8 @@ class DetectionHead(nn.Module):
         elif self.kind == "paper_literal":
             z = self.out(f_out)
         else:
-            z = torch.cat([f_out, p, am], -1)
-            seen = z
+            z = torch.cat([f_out, p if trust is None else doubted(p, trust), am], -1)
             z = self.out(F.relu(self.hidden(z)) if self.kind == "mlp" else z)
-            if self.distance is not None and trust is not None:
-                z = torch.lerp(self.distance(seen), z, trust[:, None, None])
         return z.transpose(1, 2).reshape(len(z), 2, GRID, GRID)
 
     def forward(self, f_out: Tensor, p: Tensor, am: Tensor, trust: Tensor | None = None) -> Tensor:

@@ -66,8 +66,6 @@ class ModelConfig:
     llm_hidden: int
     head: Head = "mean"
     head_hidden: int = 0
-    distance_head: bool = False
-    """Beyond the paper: a second linear head by distances; the anchors' length mixes the two."""
     tddf_trained: bool = False
     """False: the last tap's map is broadcast to three channels (training-free CLIP)."""
     tau: float = 100.0

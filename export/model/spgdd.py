@@ -96,7 +96,7 @@ class SpgddGpt(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(score (B,), map (B,240,240), P (B,225,3), F_out (B,225,3)).
 
-        anchors (B,2,E): their directions are the text, the length of each pair is the trust in it.
+        anchors (B,2,E): their directions are the text, the length of the abnormal one is the trust.
         """
         trust = anchors[:, 1].norm(dim=-1).clamp(max=1.0)
         anchors = unit(anchors)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.trust import LEAST, carry, reference_trust
+from calibration.trust import LEAST, MARGIN, carry, reference_trust
 
 
 def cue(good: float, odd: float, share: float) -> np.ndarray:
@@ -13,36 +13,32 @@ def cue(good: float, odd: float, share: float) -> np.ndarray:
     return p.reshape(2, 15, 15, 3)
 
 
-def test_a_cue_that_finds_good_parts_normal_is_trusted():
-    assert reference_trust(cue(0.02, 0.02, 0)) > 0.99
-    assert reference_trust(cue(0.02, 0.95, 0.04)) > 0.99  # a speck is no reason
+def test_a_cue_that_finds_good_parts_normal_is_believed_as_it_is():
+    assert reference_trust(cue(0.02, 0.02, 0)) == 1
+    assert reference_trust(cue(0.02, 0.95, 0.04)) == 1  # a speck is no reason
 
 
-def test_a_cue_that_calls_good_parts_abnormal_is_not_trusted():
-    assert reference_trust(cue(0.02, 0.95, 0.3)) == LEAST
-    assert reference_trust(cue(0.6, 0.6, 0)) < 0.1
+def test_the_oddest_patches_of_good_parts_become_surely_normal():
+    for odd in (0.1, 0.5, 0.9, 0.99):
+        factor = reference_trust(cue(0.02, odd, 0.3))
+        odds = factor * odd / (1 - odd)
+        assert odds == pytest.approx(np.exp(-MARGIN))
 
 
 def test_one_of_the_two_taps_is_enough_to_doubt():
     p = cue(0.02, 0.02, 0)
     p[..., 2] = 0.9
-    assert reference_trust(p) == LEAST
+    assert reference_trust(p) < 0.01
 
 
 def test_tap_a_says_how_odd_a_patch_is_and_is_not_asked():
     p = cue(0.02, 0.02, 0)
     p[..., 0] = 0.99
-    assert reference_trust(p) > 0.99
-
-
-def test_trust_falls_steadily_as_the_cue_gets_worse():
-    found = [reference_trust(cue(v, v, 0)) for v in (0.1, 0.2, 0.27, 0.35, 0.5)]
-    assert found == sorted(found, reverse=True)
-    assert found[2] == pytest.approx(0.5, abs=0.02)  # P = sigmoid(-1)
+    assert reference_trust(p) == 1
 
 
 def test_certain_cues_have_finite_logits():
-    assert reference_trust(np.zeros((1, 225, 3))) > 0.99
+    assert reference_trust(np.zeros((1, 225, 3))) == 1
     assert reference_trust(np.ones((1, 225, 3))) == LEAST
 
 

@@ -6,12 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from calibration.stage_head import (  # noqa: E402
-    Example,
-    choose_trust,
-    write_distance_head,
-    write_head,
-)
+from calibration.stage_head import Example, choose_trust, write_head  # noqa: E402
 from calibration.stage_local import attach, read_oddness, start_local  # noqa: E402
 from calibration.stage_vision import encode_features  # noqa: E402
 from export.model import SpgddGpt  # noqa: E402
@@ -96,20 +91,18 @@ def test_the_written_head_is_the_weighted_sum():
     assert np.allclose((z[:, 1] - z[:, 0]).reshape(2, 225), expected, atol=1e-5)
 
 
-def test_the_trust_mixes_the_head_and_the_distance_head():
-    from dataclasses import replace
-
-    model = SpgddGpt(replace(SpgddGpt.create("nano").config, distance_head=True))
-    full, far = np.arange(9) / 9, np.r_[np.zeros(6), 5, 0, 0]
-    write_head(model, torch.tensor(full, dtype=torch.float32), -2.0)
-    write_distance_head(model, torch.tensor(far, dtype=torch.float32), -1.0)
+def test_trust_is_a_factor_on_the_odds_of_the_text_cue():
+    model = SpgddGpt.create("nano")
+    weights = np.arange(9) / 9
+    write_head(model, torch.tensor(weights, dtype=torch.float32), -2.0)
     f, p, am = np.random.default_rng(7).uniform(0, 1, (3, 2, 225, 3)).astype(np.float32)
     trust = np.array([1.0, 0.25], np.float32)
     given = [torch.from_numpy(x) for x in (f, p, am, trust)]
     z = model.head.logits(*given).detach().numpy()
-    x, t = np.concatenate([f, p, am], -1), trust[:, None]
-    expected = t * (x @ full - 2) + (1 - t) * (x @ far - 1)
-    assert np.allclose((z[:, 1] - z[:, 0]).reshape(2, 225), expected, atol=1e-5)
+    odds = p.astype(np.float64) / (1 - p)
+    odds[1, :, 1:] *= 0.25
+    expected = np.concatenate([f, odds / (1 + odds), am], -1) @ weights - 2
+    assert np.allclose((z[:, 1] - z[:, 0]).reshape(2, 225), expected, atol=1e-4)
 
 
 def known_set() -> Example:

@@ -133,14 +133,12 @@ def test_tddf_head_and_prefix(nano, encoded):
 
 
 @pytest.mark.parametrize("length", [1.0, 0.3, 0.01])
-@pytest.mark.parametrize("head", ["mean", "linear", "paper_literal", "mlp", "mlp with distance"])
+@pytest.mark.parametrize("head", ["mean", "linear", "paper_literal", "mlp"])
 def test_every_head_is_exported(tmp_path, head, length):
     from dataclasses import replace
 
     torch.manual_seed(6)
-    name, _, far = head.partition(" ")
-    config = replace(preset("nano"), head=name, distance_head=bool(far))
-    save_weights(SpgddGpt(config), tmp_path / "weights.safetensors")
+    save_weights(SpgddGpt(replace(preset("nano"), head=head)), tmp_path / "weights.safetensors")
     model = load_weights(tmp_path / "weights.safetensors")
     f_out, p, am = (torch.rand(1, 225, 3) for _ in range(3))
     with torch.no_grad():
