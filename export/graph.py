@@ -196,7 +196,8 @@ class Graph:
         steps: list[tuple[str, list[str], dict[str, Any]]] = []
         steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
         if rows is not None:
-            steps.append(("Slice", [self.const([rows[0]]), self.const([rows[1]])], {}))
+            cut = [self.const([rows[0]]), self.const([rows[1]]), self.const([0])]
+            steps.append(("Slice", cut, {}))
         if transpose:
             steps.append(("Transpose", [], {}))
         if scale is not None:
