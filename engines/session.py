@@ -181,6 +181,8 @@ class Session:
             binding.bind_output(name, "cpu")
             return None
         array = self._buffers.take(cast(list[int], shape), np.float32)
+        if len(shape) == 1:
+            array.fill(np.nan)  # the score: an old one must never pass for this part's
         place = array.__array_interface__["data"][0]
         binding.bind_output(name, "cpu", 0, np.float32, shape, place)
         return array

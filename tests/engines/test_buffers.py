@@ -76,3 +76,16 @@ def test_a_frame_in_steady_state_allocates_no_large_array():
         tracemalloc.stop()
     assert peak - before < SMALL
     assert scores == [kept[0][1].score] * 5
+
+
+def test_an_old_score_never_passes_for_a_new_one():
+    """If a run writes nothing, the score is not a number, which means reject."""
+    session = Detector.open(load_bundle("nano"), "bank", "ort-cpu", 1, "fp32")._session
+    silent = SimpleNamespace(
+        bind_cpu_input=lambda *a: None, bind_output=lambda *a: None, get_outputs=list
+    )
+    for value in (0.25, np.nan):
+        array = session._bind_output(silent, "score", {"B": 1})
+        assert np.isnan(array).all()
+        array[:] = value
+        del array
