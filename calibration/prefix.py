@@ -7,7 +7,8 @@ is all that the map's findings cannot say. The linear layer of the image begins 
 regression from CLS to the model's own word embeddings of the kinds leaves it: an image embedding
 is then a word the model already reads, and few steps are needed on a CPU. `--start` goes on from
 an earlier prefix instead; when that one belongs to other vision weights (`--start-weights`), its
-image layer is carried over by regression onto the embeddings it had for each kind.
+image layer is carried over by regression onto the embeddings it had for each kind. `--new-made`:
+that prefix has not met the made kinds; their words are where they begin.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from calibration.prefix_data import Example, cached_examples
+from calibration.prefix_known import known_of
 from calibration.prefix_school import Lesson, School, prefixes_of
 from engines.gguf_file import find_gguf
 from export.model.adapter import LEARNED, Prefix
@@ -115,15 +117,24 @@ def settle(
 
 
 def carry(
-    prefix: Prefix, start: Path, old: Sequence[Example] | None, lessons: Sequence[Lesson]
+    prefix: Prefix,
+    start: Path,
+    old: Sequence[Example] | None,
+    lessons: Sequence[Lesson],
+    fresh: dict[tuple[str, str], Tensor] | None = None,
 ) -> None:
     """Begin with an earlier prefix; `old` = labelled parts as its own vision weights saw them.
 
-    Without `old` it was trained on these weights and is taken as it is.
+    Without `old` it was trained on these weights and is taken as it is. `fresh`: where kinds that
+    it has not met shall land, (H,) each.
     """
     prefix.load_state_dict(load_file(start))
-    if old is not None:
-        settle(prefix, lessons, prototypes(prefix, old))
+    fresh = fresh or {}
+    if old is None and not fresh:
+        return
+    met = [le.example for le in lessons] if old is None else old
+    known = prototypes(prefix, [e for e in met if e.group not in fresh])
+    settle(prefix, lessons, {**known, **fresh})
 
 
 def accuracy(said: Sequence[str], lessons: Sequence[Lesson]) -> float | None:
@@ -160,6 +171,12 @@ def _share(
     of = [(word, le) for word, le in said if wanted(le.example.group)]
     found = accuracy([word for word, _ in of], [le for _, le in of])
     return None if found is None else round(found, 4)
+
+
+def judge(report: dict[str, Any]) -> float:
+    """One figure of an examination: real kinds count twice as much as made ones, if there are."""
+    real, made = report["real"], report.get("made")
+    return float(real if made is None else made if real is None else (2 * real + made) / 3)
 
 
 def swapped(lessons: Sequence[Lesson]) -> list[Lesson]:
@@ -240,7 +257,9 @@ def main() -> None:
     prefix, examine = model.prefix, Examination(school, held)
     if args.start:
         old = _examples(args.start_weights, args) if args.start_weights else None
-        carry(prefix, args.start, old, training)
+        made = [le.example for le in training if le.example.group[0] == "made"]
+        fresh = {e.group: school.word(e.category) for e in made} if args.new_made else {}
+        carry(prefix, args.start, old, training, fresh)
     else:
         begin(prefix, school, training)
     report: dict[str, Any] = {
@@ -252,20 +271,21 @@ def main() -> None:
     def score(candidate: Prefix) -> float:
         found = examine(candidate)
         print(f"    validation {found}", flush=True)
-        return float(found["real"])
+        return judge(found)
 
     losses = train(school, prefix, training, args, score)
     report |= {"steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-5:]}
     trained, state = examine(prefix), _copy(prefix)
     settle(prefix, training, prototypes(prefix, [le.example for le in training]))
     report["settled"] = settled = examine(prefix)
-    if settled["real"] < trained["real"]:
+    if judge(settled) < judge(trained):
         prefix.load_state_dict(state)
-    report["trained"] = max(trained, settled, key=lambda r: r["real"])
+    report["trained"] = max(trained, settled, key=judge)
     report["shuffled"] = Examination(school, swapped(held))(prefix)
     report["better_than_template"] = report["trained"]["real"] > report["template"]["real"]
     save_file(_copy(prefix), args.out / "prefix.safetensors")
     extra = {**model.config.extra, "prefix_trained": True, "llm": path.name}
+    extra["prefix_known"] = known_of([le.example for le in training]).to_text()
     model.config = replace(model.config, extra=extra)
     with safe_open(args.weights, framework="pt") as file:
         trained = (file.metadata() or {}).get("trained", model.config.trained)
@@ -288,6 +308,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="go on from this prefix.safetensors")
     parser.add_argument("--start-weights", type=Path, help="vision weights --start belongs to")
+    parser.add_argument("--new-made", action="store_true", help="--start knows no made kinds")
     parser.add_argument("--gguf", default="auto")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=400)

@@ -18,7 +18,15 @@ from calibration.prefix_data import Example
 from calibration.prefix_llama import Context, FrozenLlama
 from engines.gguf_model import LlamaModel
 from engines.gguf_prefix import LENGTH
-from engines.gguf_prompt import END_IMAGE, IMAGE_TOKENS, answer_text, own_frame, own_turns
+from engines.gguf_prompt import (
+    AFTER_CATEGORY,
+    CATEGORY,
+    END_IMAGE,
+    IMAGE_TOKENS,
+    answer_text,
+    own_frame,
+    own_turns,
+)
 from engines.template import ANOMALY
 
 # Kinds that stand beside the true one, so that the words are read and not their places learned.
@@ -27,8 +35,6 @@ OTHERS = (
     "missing part", "crack", "break", "blowhole", "pitting", "fray", "uneven",
 )  # fmt: skip
 UNLISTED = 0.1  # how often the true kind is not offered and "anomaly" is right
-_COUNT = '","count":'
-_KEY = '","category":"'
 
 
 @dataclass(eq=False)
@@ -65,8 +71,8 @@ class School:
         category = example.category if example.category in found.kinds else ANOMALY
         ids = self.tokenizer.tokenize
         answer = answer_text(found, category)
-        cut = answer.index(_KEY) + len(_KEY)
-        start, end = ids(answer[:cut]), ids(answer[cut : answer.index(_COUNT) + 1])
+        cut = answer.index(CATEGORY) + len(CATEGORY)
+        start, end = ids(answer[:cut]), ids(answer[cut : answer.index(AFTER_CATEGORY) + 1])
         words = dict.fromkeys((*found.kinds, ANOMALY))
         return Lesson(
             example,
@@ -74,7 +80,7 @@ class School:
             ids(self.frame.before_image(found)),
             start + end,
             len(start),
-            tuple((word, ids(word + _COUNT)[0]) for word in words),
+            tuple((word, ids(word + AFTER_CATEGORY)[0]) for word in words),
         )
 
     def word(self, text: str) -> Tensor:

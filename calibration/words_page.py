@@ -22,6 +22,7 @@ from calibration.words_report import HELD, SHOTS, Inspector, speak
 from engines.bundle import Bundle, load_bundle
 from engines.describer import DescribeRequest, Description
 from engines.facts import EVERYWHERE, location_word, touched_cells
+from engines.template import ANOMALY
 
 FIRST = 7000
 NOUNS = {
@@ -47,6 +48,14 @@ class Shown:
         if where == EVERYWHERE:
             return location_word(self.made.mask) == EVERYWHERE
         return where in {*touched_cells(self.made.mask), location_word(self.made.mask)}
+
+    @property
+    def kind(self) -> str:
+        """ "right", "wrong", or "not said" where only the general word stands."""
+        said = self.words.category if self.words else ANOMALY
+        if said == ANOMALY:
+            return "not said"
+        return "right" if said == MADE[self.made.category] else "wrong"
 
 
 def parts_of(number: int, bundle: Bundle, each: int) -> list[Shown]:
@@ -89,7 +98,8 @@ def sheet(shown: list[Shown]) -> NDArray[np.uint8]:
 def page(shown: list[Shown], bundle: Bundle) -> str:
     """The Markdown page under the sheet."""
     right = sum(s.words is not None and s.words.defective and s.place_right for s in shown)
-    named = sum(s.words is not None and s.words.category == MADE[s.made.category] for s in shown)
+    kinds = [s.kind for s in shown if s.request.defective]
+    named = ", ".join(f"{kinds.count(k)} {k}" for k in ("right", "wrong", "not said"))
     found = sum(s.request.defective for s in shown)
     model = next((s.words.model for s in shown if s.words and s.words.source == "llm"), "template")
     lines = [
@@ -101,9 +111,10 @@ def page(shown: list[Shown], bundle: Bundle) -> str:
         "program: green outlines are the truth, the right half of each pair is the heat of the "
         "map. Good and bad answers alike; nothing was chosen by hand.",
         "",
-        f"Of {len(shown)} parts {found} were found defective, {right} with the right place, "
-        f"{named} with the right kind among {len(MADE)}. The kind comes from the image embedding "
-        "(the prefix); place, count, size, shape and colour come from the map and the pixels.",
+        f"Of {len(shown)} parts {found} were found defective, {right} with the right place; the "
+        f"kind, one of {len(MADE)}: {named}. The kind comes from the image embedding (the prefix), "
+        "and is said only of parts like those that kinds were learned from; any other defect is "
+        'an "anomaly". Place, count, size, shape and colour come from the map and the pixels.',
         "",
         "![Numbered parts with their heat](pictures/words.jpg)",
         "",
@@ -114,7 +125,7 @@ def page(shown: list[Shown], bundle: Bundle) -> str:
         truth = f"{MADE[s.made.category]}, {location_word(s.made.mask)}"
         words = s.words.sentence if s.words else ""
         place = "right" if s.place_right else "wrong"
-        kind = "right" if s.words and s.words.category == MADE[s.made.category] else "wrong"
+        kind = s.kind
         if not s.request.defective:
             place = kind = "not found"
         lines.append(f"| {number} | {truth} | {words} | {place} | {kind} |")

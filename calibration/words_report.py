@@ -25,6 +25,7 @@ from calibration.coreset import reduce_memory
 from calibration.datasets import Dataset, Sample, load_dataset, read_image, read_mask
 from calibration.enroll import DEFAULT_MODE
 from calibration.thresholds import conformal_threshold
+from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle, load_bundle
 from engines.consistency import contradiction
 from engines.describer import DescribeRequest, DescriberSettings, Description, open_describer
@@ -39,10 +40,19 @@ from engines.facts import (
     usual_heat,
 )
 from engines.preprocess import Box, to_tiles
+from engines.template import ANOMALY
 from engines.text import TextEncoder
 
 SHOTS, HELD, CORESET = 16, 40, 4
 LEAST_PX = 20  # a mask with fewer pixels (MT's grey rims) says nothing about a place
+
+# How a label is said where it is no noun; the recipe would name it so.
+_KIND_WORDS = {"uneven": "uneven area"}
+
+
+def kind_word(label: str) -> str:
+    """The noun of a label."""
+    return _KIND_WORDS.get(label, label)
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,14 @@ class Inspector:
         self.anchors = TextEncoder.open(bundle).anchors(noun, phrases)
         self.detector = Detector.open(bundle, mode, threads=1)  # type: ignore[arg-type]
         self.detector.bind(None, self.anchors[None])
-        tokens = [self.run(image).tokens for image in good[:SHOTS]]
+        shown = [self.run(image) for image in good[:SHOTS]]
+        tokens = [a.tokens for a in shown]
         taps = [np.concatenate([t[i] for t in tokens])[None] for i in range(3)]
         memory = Memory((taps[0], taps[1], taps[2]))
         if mode == "bank":
             memory, _ = reduce_memory(memory, CORESET)
-        self.detector.bind(memory, self.anchors[None])
+        trusted = carry(self.anchors, reference_trust(np.concatenate([a.p for a in shown])))
+        self.detector.bind(memory, trusted[None])
         held = [self.run(image) for image in good[SHOTS:]]
         self.threshold = conformal_threshold([float(a.score[0]) for a in held]).value
         self.usual = usual_heat([small_heat(a.map[0]) for a in held])
@@ -136,7 +148,9 @@ def figures(said: Sequence[Said], threshold: float) -> dict[str, Any]:
         "yes_no_detector": mean([s.request.defective != s.sample.normal for s in said]),
         "place": mean([s.place_right for s in bad]),
         "place_parts": sum(s.place_right is not None for s in bad),
-        "kind": mean([s.words.category == s.sample.category for s in found]),
+        "kind": mean([s.words.category == kind_word(s.sample.category) for s in found]),
+        "kind_said": mean([s.words.category != ANOMALY for s in found]),
+        "kind_of_said": mean([_kind_right(s) for s in found]),
         "kind_balanced": _balanced(found),
         "by_model": mean([s.words.source == "llm" for s in said]),
         "invalid": sum("whole answer" in (s.words.note or "") for s in said),
@@ -149,7 +163,7 @@ def _balanced(found: Sequence[Said]) -> float | None:
     """Share of right kinds, each kind weighing the same."""
     kinds = {s.sample.category for s in found}
     shares = [
-        np.mean([s.words.category == kind for s in found if s.sample.category == kind])
+        np.mean([s.words.category == kind_word(kind) for s in found if s.sample.category == kind])
         for kind in kinds
     ]
     return round(float(np.mean(shares)), 4) if shares else None
@@ -160,7 +174,7 @@ def inspector_of(dataset: Dataset, bundle: Bundle, mode: str) -> Inspector:
     normals = dataset.of("train", normal=True)
     step = max(1, len(normals) // (SHOTS + HELD))
     good = [read_image(s) for s in normals[::step][: SHOTS + HELD]]
-    kinds = sorted({s.category for s in dataset.samples if not s.normal})
+    kinds = [kind_word(k) for k in sorted({s.category for s in dataset.samples if not s.normal})]
     return Inspector(dataset.noun, kinds, good, bundle, mode)
 
 
@@ -213,21 +227,58 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[int(i * step)] for i in range(min(count, len(samples)))]
 
 
+_STYLE = """<meta charset=utf-8><title>What is said of validation parts</title><style>
+body{font:15px/1.4 sans-serif;margin:24px;color:#222;background:#fff}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(620px,1fr));gap:20px}
+figure{margin:0;padding:12px;border:1px solid #ccc;border-radius:6px}
+img{width:100%;display:block}figcaption{margin-top:8px}small{color:#555}
+.right{color:#186a3b}.wrong{color:#a93226;font-weight:600}</style>
+"""
+
+
 def page(said: Sequence[Said], out: Path) -> None:
-    """index.html with each part's picture, its heat and its words; right ones and wrong ones."""
+    """index.html with twenty parts beside their words: twelve right ones, eight wrong ones."""
     wrong = [s for s in said if s.place_right is False or s.words.defective == s.sample.normal]
+    wrong += [s for s in said if s not in wrong and _kind_right(s) is False]
     right = [s for s in said if s not in wrong and not s.sample.normal]
-    rows = []
-    for i, s in enumerate([*right[:12], *wrong[:8]]):
+    bad = _spread_said(wrong, 8)
+    cards = []
+    for i, s in enumerate([*_spread_said(right, 20 - len(bad)), *bad]):
         name = f"{i:02d}.jpg"
         cv2.imwrite(str(out / name), _picture(s))
+        marks = {
+            "verdict": s.words.defective != s.sample.normal,
+            "place": s.place_right,
+            "kind": _kind_right(s),
+        }
+        told = ", ".join(
+            f"<span class={_mark(v)}>{k} {_mark(v)}</span>" for k, v in marks.items()
+        ).replace("<span class=->", "<span>")
+        place = location_word(s.mask) if s.mask.any() else "no place"
+        truth = "good part" if s.sample.normal else f"{kind_word(s.sample.category)}, {place}"
         words = html.escape(s.words.sentence)
-        truth = html.escape(
-            f"{s.sample.category}, {location_word(s.mask) if s.mask.any() else '-'}"
+        cards.append(
+            f"<figure><img src={name} alt='picture, heat, label'><figcaption>{words}<br>"
+            f"<small>label: {html.escape(truth)}; {told}</small></figcaption></figure>"
         )
-        mark = "right" if s in right else "wrong"
-        rows.append(f"<p><img src={name}><br><b>{mark}</b> {words}<br>label: {truth}</p>")
-    (out / "index.html").write_text("<meta charset=utf-8>" + "\n".join(rows), encoding="utf-8")
+    head = "<h1>What is said of validation parts</h1><p>Picture, heat of the map, label.</p><main>"
+    (out / "index.html").write_text(_STYLE + head + "\n".join(cards), encoding="utf-8")
+
+
+def _mark(right: bool | None) -> str:
+    return "-" if right is None else "right" if right else "wrong"
+
+
+def _kind_right(said: Said) -> bool | None:
+    """Whether the kind is right; None for good parts and where only "anomaly" is said."""
+    if said.sample.normal or not said.words.defective or said.words.category == ANOMALY:
+        return None
+    return said.words.category == kind_word(said.sample.category)
+
+
+def _spread_said(said: Sequence[Said], count: int) -> list[Said]:
+    step = max(1.0, len(said) / max(1, count))
+    return [said[int(i * step)] for i in range(min(count, len(said)))]
 
 
 def _picture(said: Said) -> NDArray[np.uint8]:

@@ -19,6 +19,8 @@ from engines.gguf_grammar import Grammar
 from engines.gguf_model import Late, LlamaModel, Span
 from engines.gguf_prefix import PrefixEncoder, fits, open_prefix
 from engines.gguf_prompt import (
+    AFTER_CATEGORY,
+    CATEGORY,
     END_IMAGE,
     IMAGE_TOKENS,
     SENTENCE,
@@ -35,7 +37,7 @@ from engines.gguf_prompt import (
     parse,
     wordings,
 )
-from engines.template import describe_facts
+from engines.template import ANOMALY, describe_facts
 
 KEPT = 0  # the sequence that holds the fixed prompt
 # Room in the context for one part beside the kept prompt: prefix, findings, answer, a dialogue.
@@ -53,12 +55,13 @@ class _Speech:
     facts: Facts
     found: Findings
     grammar: Grammar | None
+    strange: bool = False  # unlike all that kinds were learned from: called an anomaly
+    started: float = 0.0
     tokens: list[int] = field(default_factory=list)
     fed: int = 0  # how many of the tokens the model has seen
     text: bytes = b""
     endings: tuple[bytes, ...] = ()  # wordings of the whole answer, once its fields are said
     done: bool = False
-    started: float = 0.0
 
 
 class LlmDescriber:
@@ -211,7 +214,15 @@ class LlmDescriber:
         chooses = self._prefix is not None and fits(request)
         found = findings(request, facts, model_chooses=chooses)
         rules = None if free else Grammar(self._model, fields_grammar(found.kinds, found.count))
-        return _Speech(seq, request, facts, found, rules, started=time.monotonic())
+        return _Speech(
+            seq, request, facts, found, rules, self._strange(found, request), time.monotonic()
+        )
+
+    def _strange(self, found: Findings, request: DescribeRequest) -> bool:
+        known = self._prefix.known if self._prefix else None
+        if known is None or not found.defective or found.category is not None:
+            return False
+        return request.cls is not None and not known.holds(request.cls)
 
     def _speak(self, speeches: Sequence[_Speech], frame: Frame, deadline: float) -> None:
         """Prefill and generate all speeches side by side. Raises Late, EngineError."""
@@ -259,11 +270,19 @@ class LlmDescriber:
             speech.done = self._model.ends(token) or len(speech.tokens) >= MAX_TOKENS
             self._stop_early(speech)
             return
+        if speech.strange and speech.text.endswith(CATEGORY.encode()):
+            logits = self._only(ANOMALY, logits)
         self._add(speech, speech.grammar.pick(logits))
         for token in self._model.tokenize(self._forced(speech)):
             if speech.done or not speech.grammar.take(token):
                 break  # a tokenizer may cut the rest in another way: then the model goes on
             self._add(speech, token)
+
+    def _only(self, word: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (V,) that leave nothing but the first token of a kind."""
+        alone = np.full_like(logits, -np.inf)
+        alone[self._model.tokenize(word + AFTER_CATEGORY)[0]] = 0
+        return alone
 
     def _add(self, speech: _Speech, token: int) -> None:
         """Append a token that the grammar has accepted; at the sentence the grammar changes."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.describer import DescribeRequest
 from engines.errors import EngineError
+from engines.known import read_known
 
 LENGTH = 21
 
@@ -38,6 +39,7 @@ class PrefixEncoder:
         meta = self._session.get_modelmeta().custom_metadata_map
         self.trained = meta.get("trained") == "true"
         self.llm = meta.get("llm", "")  # file name of the model it was trained through, "" = any
+        self.known = read_known(meta.get("known", ""))  # parts outside of it get no kind
         self.hidden = int(self._session.get_outputs()[0].shape[-1])
 
     def __call__(self, requests: Sequence[DescribeRequest]) -> NDArray[np.float32]:

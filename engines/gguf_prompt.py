@@ -27,6 +27,7 @@ STOPS = ("###", "<|im_end|>", "</s>", "\n")
 IMAGE_TOKENS = 1  # of the 21 prefix embeddings the first stands between <Img> and </Img>
 SENTENCE = '","sentence":"'
 END = '"}'
+CATEGORY, AFTER_CATEGORY = '","category":"', '","count":'  # around the kind in an answer
 NONE = "none"
 MAX_KINDS = 8
 _MARK = "\x1e"  # where the part's own pieces go; occurs in no template

@@ -195,7 +195,7 @@ def metadata(config: ModelConfig, trained: str) -> dict[str, str]:
         "weights": trained,
         "trained": str(prefix_trained).lower(),
         "llm": str(config.extra.get("llm", "")),
-        "sure": str(config.extra.get("prefix_sure", "")),
+        "known": str(config.extra.get("prefix_known", "")),
     }
 
 

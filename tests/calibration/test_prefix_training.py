@@ -15,8 +15,11 @@ from safetensors.torch import save_file  # noqa: E402
 
 from calibration import prefix as stage  # noqa: E402
 from calibration.prefix_data import Example, examples_of, made_shelves  # noqa: E402
+from calibration.prefix_known import known_of  # noqa: E402
 from calibration.prefix_school import School, prefixes_of  # noqa: E402
+from engines.errors import EngineError  # noqa: E402
 from engines.gguf_prompt import Findings  # noqa: E402
+from engines.known import read_known  # noqa: E402
 from export.gguf import make_gguf  # noqa: E402
 from export.model.adapter import Prefix  # noqa: E402
 from export.model.config import ModelConfig  # noqa: E402
@@ -133,6 +136,31 @@ def test_a_prefix_is_carried_over_to_new_vision_weights(school, tmp_path):
     now = stage.prototypes(second, [le.example for le in new])
     apart = (said["set", "crack"] - said["set", "hole"]).norm()
     assert all((now[kind] - said[kind]).norm() < 0.05 * apart for kind in said)
+
+
+def test_kinds_that_a_prefix_never_met_begin_at_their_words(school, tmp_path):
+    lessons = [school.lesson(example(KINDS[i % 2], i)) for i in range(40)]
+    first, second = prefix(), prefix()
+    save_file(dict(first.state_dict()), tmp_path / "old.safetensors")
+    fresh = {("set", "hole"): school.word("hole")}
+    stage.carry(second, tmp_path / "old.safetensors", None, lessons, fresh)
+    examples = [le.example for le in lessons]
+    was, now = stage.prototypes(first, examples), stage.prototypes(second, examples)
+    apart = (was["set", "crack"] - fresh["set", "hole"]).norm()
+    assert (now["set", "crack"] - was["set", "crack"]).norm() < 0.05 * apart
+    assert (now["set", "hole"] - fresh["set", "hole"]).norm() < 0.05 * apart
+
+
+def test_parts_unlike_all_that_kinds_were_learned_from_are_not_known():
+    learned = [example(KINDS[i % 2], i) for i in range(60)]
+    known = read_known(known_of(learned).to_text())
+    fresh = [known.holds(example(KINDS[i % 2], 1000 + i).cls) for i in range(40)]
+    assert np.mean(fresh) > 0.8
+    turned = [example(KINDS[i % 2], i).cls[::-1] for i in range(40)]
+    assert not any(known.holds(cls) for cls in turned)
+    assert read_known("") is None
+    with pytest.raises(EngineError, match="damaged"):
+        read_known('{"shape": [1, 2]}')
 
 
 def test_made_parts_become_examples_of_every_kind_without_a_photograph():

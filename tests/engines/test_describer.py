@@ -26,6 +26,7 @@ from engines.gguf_prompt import (
     plain,
     wordings,
 )
+from engines.known import Known
 
 NOUNS = ("magnetic tile", "solar cell", "ball screw", "printed circuit board")
 KINDS = (("crack",), ("blowhole", "crack"), ())
@@ -289,7 +290,7 @@ def test_an_unfit_gguf_gives_one_sentence_and_the_template(tmp_path, make, says)
     assert said.source == "template" and said.note == found.reason
 
 
-def prefix_graph(path, hidden, trained, llm=""):
+def prefix_graph(path, hidden, trained, llm="", known=""):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -305,7 +306,7 @@ def prefix_graph(path, hidden, trained, llm=""):
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    helper.set_model_props(model, {"trained": str(trained).lower(), "llm": llm})
+    helper.set_model_props(model, {"trained": str(trained).lower(), "llm": llm, "known": known})
     onnx.save(model, path)
     return str(path)
 
@@ -340,3 +341,19 @@ def test_a_trained_prefix_stands_between_the_image_marks(tmp_path):
     assert [len(p) for p in pieces if isinstance(p, np.ndarray)] == [1, 20]
     assert found.describe(request(1, **vectors)).source == "llm"
     found.close()
+
+
+def test_a_part_unlike_all_that_kinds_were_learned_from_is_called_an_anomaly(tmp_path):
+    eye = np.eye(8, dtype=np.float32)
+    known = Known(eye[:2], eye[:, 2:4], np.full(2, 0.01, np.float32), 0.01, 30.0)
+    path = prefix_graph(tmp_path / "p.onnx", 576, True, known=known.to_text())
+    found = LlmDescriber.open(DescriberSettings(prefix=path, batch=2, deadline_s=250))
+    seen = {"anchors": np.zeros((2, 8)), "f_out": np.zeros((15, 15, 3))}
+    parts = [
+        request(1, categories=("crack", "dent", "stain"), cls=cls, **seen) for cls in eye[[0, 7]]
+    ]
+    like, unlike = found.describe_many(parts)
+    found.close()
+    assert like.category in {"crack", "dent", "stain"} and like.source == "llm"
+    assert unlike.category == "anomaly" and unlike.source == "llm"
+    assert "anomaly" in unlike.sentence
