@@ -1,10 +1,10 @@
 """How far the text cue is believed on a product: by what it says of the shown good parts.
 
 Beyond the paper. The text cue P knows good from bad on kinds the encoder was trained on; on others
-it may call half of a good part abnormal, and then it drowns the distances, which stay right. The
-good parts themselves tell: the odds of P are lowered until even their oddest patches are surely
-normal, so that only what P finds worse than anything on a good part counts. The length of a
-product's anchors is that factor (`engines.detector.Detector.bind`). Figures: docs/evaluation.md.
+it may call good parts abnormal, and then it drowns the distances, which stay right. The good parts
+themselves tell: where P calls patches of them abnormal with conviction, its odds are lowered on
+this product. The length of a product's anchors is that factor (`engines.detector.Detector.bind`).
+Figures with and without: docs/evaluation.md.
 """
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 ODDEST = 0.95
 """The cue is judged by this quantile of its logits over all patches of the good parts."""
-MARGIN = 3.0
-"""That quantile is brought this far below even odds (P = .05); where it is, nothing changes."""
+LIMIT = 2.0
+"""Up to here (P = .88) nothing changes: a cue half wrong about good parts still ranks bad ones."""
+STEEPNESS = 3.0
+"""Beyond, so many times the excess is taken off every logit."""
 LEAST = 1e-4
 """Anchors need a direction, so their length never reaches nought."""
 
@@ -22,8 +24,8 @@ def reference_trust(p: NDArray[np.floating]) -> float:
     """Factor in [LEAST, 1] on the odds of P, from P (...,3) of good parts (taps b and c)."""
     seen = np.asarray(p, np.float64).reshape(-1, 3)[:, 1:]
     oddest = float(np.clip(np.quantile(seen, ODDEST, axis=0).max(), 1e-9, 1 - 1e-9))
-    excess = float(np.log(oddest / (1 - oddest))) + MARGIN
-    return max(LEAST, float(np.exp(-max(0.0, excess))))
+    excess = float(np.log(oddest / (1 - oddest))) - LIMIT
+    return max(LEAST, float(np.exp(-STEEPNESS * max(0.0, excess))))
 
 
 def in_words(trust: float) -> str:

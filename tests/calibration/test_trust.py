@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.trust import LEAST, MARGIN, carry, reference_trust
+from calibration.trust import LEAST, LIMIT, STEEPNESS, carry, reference_trust
 
 
 def cue(good: float, odd: float, share: float) -> np.ndarray:
@@ -18,17 +18,22 @@ def test_a_cue_that_finds_good_parts_normal_is_believed_as_it_is():
     assert reference_trust(cue(0.02, 0.95, 0.04)) == 1  # a speck is no reason
 
 
-def test_the_oddest_patches_of_good_parts_become_surely_normal():
-    for odd in (0.1, 0.5, 0.9, 0.99):
-        factor = reference_trust(cue(0.02, odd, 0.3))
-        odds = factor * odd / (1 - odd)
-        assert odds == pytest.approx(np.exp(-MARGIN))
+def test_a_cue_that_is_only_half_wrong_is_believed():
+    assert reference_trust(cue(0.02, 0.8, 0.3)) == 1
+
+
+def test_a_cue_surely_wrong_about_good_parts_is_doubted_the_more_the_surer_it_is():
+    found = [reference_trust(cue(0.02, odd, 0.3)) for odd in (0.9, 0.95, 0.97)]
+    for odd, factor in zip((0.9, 0.95, 0.97), found, strict=True):
+        excess = np.log(odd / (1 - odd)) - LIMIT
+        assert factor == pytest.approx(np.exp(-STEEPNESS * excess))
+    assert found[0] > found[1] > found[2]
 
 
 def test_one_of_the_two_taps_is_enough_to_doubt():
     p = cue(0.02, 0.02, 0)
-    p[..., 2] = 0.9
-    assert reference_trust(p) < 0.01
+    p[..., 2] = 0.97
+    assert reference_trust(p) < 0.05
 
 
 def test_tap_a_says_how_odd_a_patch_is_and_is_not_asked():
