@@ -284,7 +284,8 @@ def _spread_said(said: Sequence[Said], count: int) -> list[Said]:
 def _picture(said: Said) -> NDArray[np.uint8]:
     """Picture, heat over it, and mask, side by side at 240 px."""
     image = cv2.resize(read_image(said.sample), (240, 240), interpolation=cv2.INTER_AREA)
-    heat = cv2.applyColorMap((said.request.map * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    scaled = said.request.map / max(float(said.request.map.max()), 1e-6)
+    heat = cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     over = cv2.addWeighted(image, 0.5, cv2.resize(heat, (240, 240)), 0.5, 0)
     mask = cv2.resize(said.mask.astype(np.uint8) * 255, (240, 240))
     return np.asarray(np.hstack([image, over, cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR)]), np.uint8)
