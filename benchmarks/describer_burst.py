@@ -8,18 +8,22 @@ last run with words its process is killed while it speaks.
 """
 
 import argparse
+import json
 import os
 import signal
+import sqlite3
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Report, publish
-from benchmarks.station import enrol, good_pictures, ms, resident_mib, settings_in
+from benchmarks.station import enrol, good_pictures, ms, settings_in
 from station.daemon import Daemon, Options
 from station.logs import set_up
 from station.settings import Settings
+
+DROPPED = "description_dropped"
 
 
 def words_settings(settings: Settings, on: bool) -> Settings:
@@ -40,6 +44,14 @@ def until(condition: Any, seconds: float = 60.0) -> float:
     return time.monotonic() - begun
 
 
+def resident(pid: int | None) -> float:
+    """Resident memory of one process, MiB; 0 without one."""
+    if pid is None:
+        return 0.0
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def burst(settings: Settings, parts: int, *, words: bool, kill: bool = False) -> dict[str, Any]:
     """Latencies of `parts` rejects, memory before and after, and what became of their words."""
     daemon = Daemon(words_settings(settings, words), Options(threshold=0.0))
@@ -51,18 +63,27 @@ def burst(settings: Settings, parts: int, *, words: bool, kill: bool = False) ->
             until(lambda: service.stats().described > 0)
             assert service.stats().source == "llm", service.stats().reason
         time.sleep(1.0)
-        before, memory = daemon.after.totals(), resident_mib()
-        until(lambda: daemon.after.totals().parts >= before.parts + parts, 120)
-        totals, found = daemon.after.totals(), {"memory": resident_mib() - memory}
+        pids = (os.getpid(), service.pid if service and words else None)
+        before, memory = daemon.after.totals(), [resident(pid) for pid in pids]
+        peak = list(memory)
+
+        def through() -> bool:
+            peak[:] = [max(p, resident(pid)) for p, pid in zip(peak, pids, strict=True)]
+            return daemon.after.totals().parts >= before.parts + parts
+
+        until(through, 120)
+        totals = daemon.after.totals()
+        found: dict[str, Any] = {
+            "memory": [p - m for p, m in zip(peak, memory, strict=True)],
+            "resident": peak,
+        }
         fresh = totals.parts - before.parts
         found["latency_us"] = list(totals.latencies_us[-fresh:])[:parts]
         found["seconds"] = (totals.last_ns - before.last_ns) / 1e9
-        if service is not None:
-            found |= {"described": service.stats().described, "unsaid": daemon.after.not_described}
-            found |= kill_in_mid_sentence(daemon) if kill else {}
+        found |= kill_in_mid_sentence(daemon) if kill else {}
     finally:
         daemon.close()
-    return found | ledger_says(daemon, parts)
+    return found | ledger_says(daemon.settings.ledger.path)
 
 
 def kill_in_mid_sentence(daemon: Daemon) -> dict[str, Any]:
@@ -78,20 +99,24 @@ def kill_in_mid_sentence(daemon: Daemon) -> dict[str, Any]:
     return {"again_s": again, "restarts": service.stats().restarts}
 
 
-def ledger_says(daemon: Daemon, parts: int) -> dict[str, Any]:
-    """From the ledger file: no verdict lost, and how many results tell that they get no words."""
-    import json
-    import sqlite3
+def ledger_says(path: Path) -> dict[str, Any]:
+    """From the ledger of the whole run, warm-up included: what became of the words of each reject.
 
-    with sqlite3.connect(daemon.settings.ledger.path) as database:
+    Every reject is in exactly one of: described, told in its own result that it gets no words,
+    named in a later event; `untold` is what is left over and must be 0.
+    """
+    with sqlite3.connect(path) as database:
         rows = database.execute("SELECT seq, body FROM log_result ORDER BY seq").fetchall()
+        words = database.execute("SELECT COUNT(DISTINCT trigger_id) FROM log_desc").fetchone()[0]
+        events = [json.loads(b) for (b,) in database.execute("SELECT body FROM log_event")]
     seqs = [seq for seq, _ in rows]
     states = [json.loads(body)["desc_state"] for _, body in rows]
-    return {
-        "gaps": seqs != list(range(1, len(seqs) + 1)),
-        "named": sum(s == "dropped" for s in states),
-        "queued": sum(s == "queued" for s in states),
-    }
+    asked = sum(state in {"queued", "dropped"} for state in states)
+    named = sum(int(e["text"].split(" ", 1)[0]) for e in events if e["kind"] == DROPPED)
+    named += sum(e["kind"] == "description_failed" for e in events)
+    found = {"rejects": asked, "described": words, "told": states.count("dropped"), "named": named}
+    left = asked - words - found["told"] - named
+    return found | {"untold": left, "gaps": seqs != list(range(1, len(seqs) + 1))}
 
 
 def main() -> None:
@@ -129,7 +154,9 @@ def run(home: Path, args: argparse.Namespace) -> None:
             rows.append({
                 "run": f"{name}, {'with' if words else 'without'} words", "parts": len(latency),
                 "p50 ms": ms(latency, 0.5), "p99 ms": ms(latency, 0.99),
-                "memory +MiB": max(r["memory"] for r in runs[words]),
+                "station +MiB": max(r["memory"][0] for r in runs[words]),
+                "describer +MiB": max(r["memory"][1] for r in runs[words]),
+                "describer MiB": max(r["resident"][1] for r in runs[words]),
             })  # fmt: skip
         last[name] = runs[True][-1]
     notes = [_note(name, figures[name, False], figures[name, True], last[name]) for name in speeds]
@@ -158,8 +185,9 @@ def _note(
 ) -> str:
     return (
         f"{name}: p50 {with_[0] / without[0]:.2f}x, p99 {with_[1] / without[1]:.2f}x of without; "
-        f"{run['described']} described while it lasted, {run['unsaid']} not, of which "
-        f"{run['named']} are told in their own result (desc_state dropped)"
+        f"the whole run, {run['rejects']} rejects: {run['described']} described, {run['told']} "
+        f"told in their own result that they get no words, {run['named']} named in a later event, "
+        f"{run['untold']} untold"
     )
 
 
