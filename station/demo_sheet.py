@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELL = 250
-TEXT = 104
+TEXT = 122
 MARGIN, GAP, HEAD = 18, 26, 92
 INK, QUIET, RULE, WRONG = (32, 32, 32), (96, 96, 96), (210, 210, 210), (30, 30, 190)
 VERDICT_COLOURS = {
@@ -106,7 +106,7 @@ def _draw(sheet: NDArray[np.uint8], card: Card, top: int, left: int) -> None:
     ahead = left + 34 + 19 * len(card.verdict)
     _write(sheet, card.judgement, (ahead, below + 22), 0.55, INK if card.right else WRONG, 2)
     _write(sheet, card.title, (left, below + 46), 0.48, QUIET)
-    for line, text in enumerate(_wrap(card.words, 66)[:2]):
+    for line, text in enumerate(_wrap(card.words, 66)[:3]):
         _write(sheet, text, (left, below + 68 + 19 * line), 0.48, INK)
     end = below + TEXT + 8
     cv2.line(sheet, (left, end), (left + 2 * CELL - 6, end), RULE, 1)
