@@ -173,3 +173,21 @@ def test_prompt_ensemble_is_wide_enough_and_has_no_duplicates(bundle):
     assert len(abnormal) >= 72
     assert len(set(normal + abnormal)) == len(normal + abnormal)
     assert all("{}" not in t for t in normal + abnormal)
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-static", "fp32"])
+def test_a_score_of_dynamic_int8_does_not_depend_on_its_neighbours(precision):
+    """Its scales are those of a whole batch: so each tile is a call of its own, in order."""
+    detector = Detector.__new__(Detector)
+    detector.precision, calls = precision, []
+
+    def answer(feeds):
+        calls.append(feeds["tiles"][:, 0, 0, 0].tolist())
+        return {"score": feeds["tiles"].max((1, 2, 3)) + feeds["group"]}
+
+    detector._answer = answer
+    tiles = np.zeros((3, 240, 240, 3), np.uint8)
+    tiles[:, 0, 0, 0] = 7, 5, 9
+    out = detector._apart(tiles, np.array([0, 2, 1]))
+    assert out["score"].tolist() == [7, 7, 10]
+    assert calls == ([[7], [5], [9]] if precision == "int8-dynamic" else [[7, 5, 9]])
