@@ -10,17 +10,20 @@ DIMS = (4, 4, 3)
 
 
 class BrightnessDetector:
-    """Score = mean grey / 255 (plus `shift`); tokens are unit vectors that depend on the tile."""
+    """Score = mean grey / 255 (plus `shift`); tokens are unit vectors that depend on the tile.
 
-    def __init__(self, sha="engine-1", shift=0.0, mode="bank"):
+    cue: what P says of every patch.
+    """
+
+    def __init__(self, sha="engine-1", shift=0.0, mode="bank", cue=0.0):
         self.engine_sha, self.precision = sha, "fp32"
         self.bundle = SimpleNamespace(sha="bundle-1")
-        self.shift, self.mode = shift, mode
-        self.bound = None
+        self.shift, self.mode, self.cue = shift, mode, cue
+        self.bound = self.anchors = None
 
     def bind(self, memory, anchors):
         assert anchors.ndim == 3 and anchors.shape[1:] == (2, 3)
-        self.bound = memory
+        self.bound, self.anchors = memory, anchors
 
     def run(self, tiles, group=None):
         assert tiles.dtype == np.uint8 and tiles.shape[1:] == (240, 240, 3)
@@ -32,7 +35,8 @@ class BrightnessDetector:
         score = np.minimum(mean + self.shift, 1.0).astype(np.float32)
         grid = np.zeros((len(tiles), 15, 15, 3), np.float32)
         maps = np.zeros((len(tiles), 240, 240), np.float32)
-        return Answer(score, maps, grid, grid, spread, np.zeros((len(tiles), 3)), grid)
+        p = grid + np.float32(self.cue)
+        return Answer(score, maps, p, grid, spread, np.zeros((len(tiles), 3)), grid)
 
 
 def anchors(noun, phrases):

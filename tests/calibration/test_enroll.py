@@ -37,6 +37,16 @@ def test_first_parts_are_remembered_and_the_rest_set_the_threshold(tmp_path):
     assert report.histogram.is_file()
 
 
+@pytest.mark.parametrize(("cue", "trusted"), [(0.05, 1.0), (0.95, (0.05 / 0.95 * np.e**2) ** 3)])
+def test_a_cue_that_calls_the_good_parts_abnormal_is_doubted_from_then_on(tmp_path, cue, trusted):
+    detector = BrightnessDetector(cue=cue)
+    assert run(tmp_path, 30, detector).trust == pytest.approx(trusted, rel=1e-3)
+    loaded = load_recipe(tmp_path, "lid")
+    assert loaded.calibration.trust == pytest.approx(trusted, rel=1e-3)
+    for bound in (detector.anchors, loaded.anchors):
+        assert np.linalg.norm(bound, axis=-1) == pytest.approx(trusted, rel=1e-3)
+
+
 def test_too_few_good_parts_enrol_as_learning(tmp_path):
     report = run(tmp_path, 10)
     assert report.learning is True
