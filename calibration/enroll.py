@@ -88,7 +88,7 @@ class EnrolReport:
     scores: tuple[float, ...]
     histogram: Path
     chosen_by: str
-    trust: float
+    trust: str
 
 
 def default_shots(distinct: int, alpha: float = 0.05) -> int:
@@ -249,7 +249,7 @@ def _report(final: Path, mode: Mode, calibration: Calibration) -> EnrolReport:
         scores=calibration.scores,
         histogram=final / "histogram.png",
         chosen_by=calibration.chosen_by,
-        trust=calibration.trust,
+        trust=calibration.told_trust(),
     )
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from calibration.plausible import Look, Plausibility, measure
+from calibration.trust import in_words
 from engines.detector import Memory
 from engines.errors import RecipeError
 from engines.preprocess import Box, tile_boxes
@@ -130,6 +131,10 @@ class Calibration(BaseModel):
     usual: tuple[float, ...] = ()
     """Heat that good parts reach at each place, 15 x 15 in reading order (`engines.facts`)."""
     chosen_by: str = ""
+
+    def told_trust(self) -> str:
+        """One clause: how far the model's words fit these parts."""
+        return in_words(self.trust)
 
 
 @dataclass

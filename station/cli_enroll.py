@@ -192,14 +192,12 @@ def _progress() -> Any:
 
 def _tell(report: Any, name: str) -> None:
     """What was made, what it promises, what to do next."""
-    from calibration.trust import in_words
-
     if sys.stderr.isatty():
         print(file=sys.stderr)
     typer.echo(f"recipe {name}: {report.path}")
     typer.echo(f"  mode {report.mode} ({report.chosen_by})")
     typer.echo(f"  {len(report.shots)} references, {report.held_out} held-out good parts")
-    typer.echo(f"  {in_words(report.trust)}")
+    typer.echo(f"  {report.trust}")
     if report.duplicates:
         typer.echo(f"  {len(report.duplicates)} duplicates left out")
     typer.echo(f"  threshold {report.threshold:.6g}; {report.guarantee}")

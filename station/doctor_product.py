@@ -57,7 +57,6 @@ def _short(value: object) -> str:
 def recipes(settings: Settings) -> Iterator[Finding]:
     """Each recipe: whole, its threshold and promise, whether it fits the bundle."""
     from calibration.recipe import list_recipes, load_recipe
-    from calibration.trust import in_words
 
     root, wanted = settings.recipe.root, settings.recipe.name
     names = list_recipes(root)
@@ -76,7 +75,7 @@ def recipes(settings: Settings) -> Iterator[Finding]:
         text = (
             f"{len(state.shots)} references, threshold {loaded.threshold:.4g} from {state.n} "
             f"held-out good parts (false rejects at most {state.alpha:.0%}); "
-            f"{in_words(state.trust)}"
+            f"{state.told_trust()}"
         )
         if loaded.recipe.learning:
             yield Finding(name, "warn", f"{text}; still learning: says NG and UNDECIDED, never OK")

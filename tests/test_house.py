@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,16 @@ def _breaches(room: str) -> list[str]:
 
 
 def _trains(file: Path) -> bool:
-    return any(name.split(".")[0] == "torch" for _, name in _imports(file))
+    """It uses torch, or one of our modules that does."""
+    names = [name for _, name in _imports(file)]
+    ours = {ROOT / f"{'/'.join(name.split('.')[:2])}.py" for name in names}
+    return _uses_torch(names) or any(
+        _uses_torch(name for _, name in _imports(f)) for f in ours if f.is_file()
+    )
+
+
+def _uses_torch(names: Iterable[str]) -> bool:
+    return any(name.split(".")[0] == "torch" for name in names)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -40,7 +40,8 @@ def test_first_parts_are_remembered_and_the_rest_set_the_threshold(tmp_path):
 @pytest.mark.parametrize(("cue", "trusted"), [(0.05, 1.0), (0.95, (0.05 / 0.95 * np.e**2) ** 3)])
 def test_a_cue_that_calls_the_good_parts_abnormal_is_doubted_from_then_on(tmp_path, cue, trusted):
     detector = BrightnessDetector(cue=cue)
-    assert run(tmp_path, 30, detector).trust == pytest.approx(trusted, rel=1e-3)
+    report = run(tmp_path, 30, detector)
+    assert ("in part" in report.trust) == (trusted < 1)
     loaded = load_recipe(tmp_path, "lid")
     assert loaded.calibration.trust == pytest.approx(trusted, rel=1e-3)
     for bound in (detector.anchors, loaded.anchors):
