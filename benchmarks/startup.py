@@ -24,7 +24,7 @@ import numpy as np
 import zmq
 
 from benchmarks.common import ROOT, Report, Timing, publish
-from station.client import Client
+from station.client import Client, Refused
 
 DEADLINE_S = 180.0
 
@@ -121,14 +121,23 @@ def stop(process: subprocess.Popen) -> float:
 
 
 def changeover(home: Home, to: str) -> tuple[float, float]:
-    """Seconds of prepare (the old recipe goes on inspecting) and of commit."""
+    """Seconds of prepare (the old recipe goes on inspecting) and of commit.
+
+    A commit is refused while a part is open: it is asked for again until it falls between two.
+    """
     ctl, pub = f"tcp://127.0.0.1:{home.ctl}", f"tcp://127.0.0.1:{home.pub}"
     client = Client(ctl, pub, name="bench", timeout_s=60)
     client.hello()
     begin = time.monotonic()
     client.admin("RECIPE", action="prepare", recipe=to)
     prepared = time.monotonic()
-    client.admin("RECIPE", action="commit")
+    while True:
+        try:
+            client.admin("RECIPE", action="commit")
+            break
+        except Refused:
+            if time.monotonic() - prepared > DEADLINE_S:
+                raise
     done = time.monotonic()
     client.close()
     return prepared - begin, done - prepared
