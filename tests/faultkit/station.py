@@ -11,12 +11,14 @@ import cv2
 
 from faultkit.camera import picture
 from faultkit.engines import FakeEngine, FakeRoom
-from station.client import Client
+from station.client import Client, Refused
 from station.daemon import Daemon
 from station.logs import set_up
 from station.options import Options
-from station.schema import Result
+from station.schema import Reason, Result, Verdict, new_id
 from station.settings import Settings, load_settings
+
+GOOD = (Verdict.OK, Reason.SCORE)
 
 
 def parts_folder(folder: Path, count: int, **style: Any) -> Path:
@@ -86,3 +88,12 @@ def until(condition: Callable[[], object], timeout_s: float = 60.0) -> float:
 def crowded() -> bool:
     """Whether other work keeps this machine's cores busy: then milliseconds prove nothing."""
     return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+
+
+def show(client: Client) -> object:
+    """What one triggered part becomes."""
+    try:
+        result = client.trigger(new_id(), deadline_ms=4000, timeout_s=30)
+    except Refused as refused:
+        return str(refused.reply.reply)
+    return result.verdict, result.reason

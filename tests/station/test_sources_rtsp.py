@@ -2,10 +2,7 @@
 
 import pytest
 from faultkit.rtsp import RtspCamera
-from faultkit.station import station, until
-
-from station.client import Refused
-from station.schema import Reason, Verdict, new_id
+from faultkit.station import GOOD, show, station, until
 
 
 @pytest.fixture
@@ -20,18 +17,6 @@ def line(tmp_path):
         ) as (daemon, client),
     ):
         yield camera, daemon, client
-
-
-def show(client):
-    """What one triggered part becomes."""
-    try:
-        result = client.trigger(new_id(), deadline_ms=4000, timeout_s=30)
-    except Refused as refused:
-        return str(refused.reply.reply)
-    return result.verdict, result.reason
-
-
-GOOD = (Verdict.OK, Reason.SCORE)
 
 
 def test_parts_over_rtsp_are_judged_each_with_a_frame_of_its_own(line):

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from faultkit.camera import damage
-from faultkit.station import station, until
+from faultkit.station import GOOD, show, station, until
 from faultkit.v4l2 import NAME, FakeV4l2, build_driver
 
 from engines.errors import SourceError
-from station.client import Refused
-from station.schema import Reason, Verdict, new_id
+from station.schema import Reason, Verdict
 from station.settings import SourceSettings
 from station.sources.base import open_source
 from station.sources.decode import decoded
@@ -127,18 +126,6 @@ def test_a_camera_in_use_and_one_that_is_not_there_are_told_so(camera):
     camera.mode("gone")
     with pytest.raises(SourceError, match="does not exist"):
         opened(camera)
-
-
-def show(client):
-    """What one triggered part becomes."""
-    try:
-        result = client.trigger(new_id(), deadline_ms=4000, timeout_s=30)
-    except Refused as refused:
-        return str(refused.reply.reply)
-    return result.verdict, result.reason
-
-
-GOOD = (Verdict.OK, Reason.SCORE)
 
 
 def test_parts_are_judged_and_a_frozen_stalled_or_unplugged_camera_is_never_ok(camera, tmp_path):
