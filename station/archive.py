@@ -9,10 +9,10 @@ out. Layout: `<folder>/<class>/<YYYYMMDD>/<t_trigger_us>_<trigger_id>.json` (the
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from station.archive_index import SUFFIXES, ArchiveIndex, Entry, Queue
 from station.parts import PartRecord
 from station.record_budget import Budget, Unit, free_bytes
 from station.record_mcap import image_format
@@ -36,56 +36,6 @@ TELL_S = 60.0
 RETRY_S = 10.0
 MEDIA = {".jpg": "image/jpeg", ".png": "image/png"}
 Picture = tuple[str, bytes]  # media type, bytes
-SUFFIXES = (".json", ".jpg", ".png", ".map.png", ".desc.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One archived part: `stem` + suffix are its files. Small: an index of all of them is held."""
-
-    kind: str
-    folder: Path  # one object for all parts of a day
-    name: str
-
-    @property
-    def stem(self) -> Path:
-        """Path of its files without suffix."""
-        return self.folder / self.name
-
-    @property
-    def trigger_id(self) -> str:
-        """The part's trigger id, from the file name."""
-        return self.name.rpartition("_")[2]
-
-    def files(self) -> list[Path]:
-        """The files that exist."""
-        paths = [self.stem.with_name(self.stem.name + suffix) for suffix in SUFFIXES]
-        return [path for path in paths if path.exists()]
-
-    def read(self, suffix: str) -> bytes | None:
-        """One of its files, or None."""
-        path = self.stem.with_name(self.stem.name + suffix)
-        return path.read_bytes() if path.exists() else None
-
-    @property
-    def picture(self) -> Path | None:
-        """The frame's file."""
-        for suffix in (".jpg", ".png"):
-            path = self.stem.with_name(self.stem.name + suffix)
-            if path.exists():
-                return path
-        return None
-
-
-def entries(folder: Path, kind: str) -> list[Entry]:
-    """The archived parts of a class, oldest first (their names begin with the time)."""
-    found = (folder / kind).glob("*/*.json")
-    stems = [path.with_suffix("") for path in found if not path.name.endswith(".desc.json")]
-    folders: dict[Path, Path] = {}
-    return [
-        Entry(kind, folders.setdefault(stem.parent, stem.parent), stem.name)
-        for stem in sorted(stems, key=lambda s: s.name)
-    ]
 
 
 def class_of(result: Result, borderline: float) -> str:
@@ -116,20 +66,16 @@ class Archive:
         self._ok_seen = 0
         self._retry_at = float("-inf")
         self.dropped = 0
-        self._index: dict[str, Entry] = {}
-        self._days: dict[str, Path] = {}
+        self._index = ArchiveIndex(self.folder, CLASSES)
         self._budgets = {kind: self._open(kind, free) for kind in CLASSES}
 
     def _open(self, kind: str, free: Callable[[Path], int]) -> Budget:
-        units = []
-        for entry in entries(self.folder, kind):
-            self._index[entry.trigger_id] = entry
-            size = sum(path.stat().st_size for path in entry.files())
-            units.append(Unit(entry.trigger_id, size))
+        queue = Queue(self._index, kind)
         return Budget(
             int(self._values[f"budget_{kind}_bytes"]),
             self._remove,
-            units,
+            queue,
+            queue.used,
             int(self._values["min_free_bytes"]),
             lambda: free(self.folder),
         )
@@ -146,8 +92,7 @@ class Archive:
         try:
             room = budget.room(size)
             if room:
-                self._write(kind, record.result, files)
-                budget.add(Unit(record.result.trigger_id, size))
+                budget.add(Unit(self._write(kind, record.result, files), size))
         except OSError as error:
             self.dropped += 1
             self._retry_at = self._clock() + RETRY_S
@@ -163,7 +108,7 @@ class Archive:
         """Put a description beside its part."""
         if stream != "desc":
             return
-        entry = self._index.get(json.loads(body).get("trigger_id", ""))
+        entry = self._find(json.loads(body).get("trigger_id", ""))
         if entry is None:
             return
         try:
@@ -173,7 +118,7 @@ class Archive:
 
     def image(self, trigger_id: str, kind: str) -> Picture | None:
         """A picture of an archived part for GET ("" or "map"; no thumbnails); any thread."""
-        entry = self._index.get(trigger_id)
+        entry = self._find(trigger_id)
         if entry is None:
             return None
         if kind == "map":
@@ -185,27 +130,32 @@ class Archive:
         return MEDIA[path.suffix], path.read_bytes()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Close the index."""
+        self._index.close()
+
+    def _find(self, trigger_id: str) -> Entry | None:
+        try:
+            return self._index.find(trigger_id)
+        except OSError:
+            return None
 
     def _sampled(self) -> bool:
         self._ok_seen += 1
         every = int(self._values["every_ok"])
         return bool(every) and (self._ok_seen - 1) % every == 0
 
-    def _write(self, kind: str, result: Result, files: dict[str, bytes]) -> None:
+    def _write(self, kind: str, result: Result, files: dict[str, bytes]) -> str:
+        """Its stem below the archive's folder."""
         day = datetime.fromtimestamp(result.t_trigger_us / 1e6, UTC).strftime("%Y%m%d")
-        folder = self.folder / kind / day
-        folder.mkdir(parents=True, exist_ok=True)
-        folder = self._days.setdefault(f"{kind}/{day}", folder)
-        entry = Entry(kind, folder, f"{result.t_trigger_us:016d}_{result.trigger_id}")
+        name = f"{kind}/{day}/{result.t_trigger_us:016d}_{result.trigger_id}"
+        (self.folder / kind / day).mkdir(parents=True, exist_ok=True)
         for suffix, data in files.items():  # the .json comes last: with it the entry exists
-            entry.stem.with_name(entry.stem.name + suffix).write_bytes(data)
-        self._index[result.trigger_id] = entry
+            (self.folder / (name + suffix)).write_bytes(data)
+        return name
 
     def _remove(self, unit: Unit) -> None:
-        entry = self._index.pop(unit.name, None)
-        for path in entry.files() if entry else []:
-            path.unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            (self.folder / (unit.name + suffix)).unlink(missing_ok=True)
 
     def _once(self, event: str, severity: str, text: str) -> None:
         now = self._clock()

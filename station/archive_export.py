@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import SourceError, UsageError
-from station.archive import CLASSES, Entry, entries
+from station.archive import CLASSES
+from station.archive_index import Entry, entries
 from station.record_pictures import LEVEL_GREY
 
 COLUMNS = (

@@ -16,7 +16,8 @@ import typer
 from engines.describer import DescribeRequest, DescriberSettings, Description
 from engines.errors import EngineError, UsageError
 from engines.gguf_describer import LlmDescriber
-from station.archive import CLASSES, Entry, entries
+from station.archive import CLASSES
+from station.archive_index import Entry, entries
 from station.boot import EngineRoom
 from station.describe_request import describe_request
 from station.inspection import infer, outcome, prepare

@@ -5,10 +5,10 @@ matters. Below the floor of free disk space nothing is written at all: verdicts 
 """
 
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,27 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+class Units(Protocol):
+    """What is there already, oldest first: a deque, or a queue on disk."""
+
+    def __len__(self) -> int: ...
+
+    def append(self, unit: Unit, /) -> None:
+        """The youngest."""
+
+    def popleft(self) -> Unit:
+        """Take out the oldest."""
+
+
 class Budget:
-    """Room of one class. `units` are those already there, oldest first."""
+    """Room of one class. `units` are those already there, of `used` bytes together."""
 
     def __init__(
         self,
         limit: int,
         remove: Callable[[Unit], None],
-        units: Iterable[Unit] = (),
+        units: Units,
+        used: int,
         floor: int = 0,
         free: Callable[[], int] = lambda: 1 << 62,
     ) -> None:
@@ -50,9 +63,9 @@ class Budget:
         self._remove = remove
         self._floor = floor
         self._free = free
-        self._units = deque(units)
+        self._units = units
         self._open = 0
-        self.state = BudgetState(used=sum(unit.size for unit in self._units))
+        self.state = BudgetState(used=used)
 
     def room(self, size: int) -> bool:
         """Make room for `size` more bytes, deleting oldest units; False: do not write."""
@@ -88,7 +101,7 @@ class Budget:
     def _reachable(self, size: int) -> bool:
         """Whether deleting all of this class would lift the disk above its floor. If another
         program fills it, what is recorded stays: its loss would help nobody."""
-        own = sum(unit.size for unit in self._units)
+        own = self.state.used - self._open
         return self._free() + own - size >= self._floor
 
     def _fits(self, size: int) -> bool:

@@ -1,6 +1,7 @@
 """The files of one recording class: rotated by size, kept within their byte budget."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,9 +42,9 @@ class Segments:
         self._clock = clock
         self._file: McapFile | None = None
         self._counted = 0
-        self.budget = Budget(
-            limit, self._remove, _units(folder, kind), min_free, lambda: free(folder)
-        )
+        units = deque(_units(folder, kind))
+        used = sum(unit.size for unit in units)
+        self.budget = Budget(limit, self._remove, units, used, min_free, lambda: free(folder))
 
     def write(self, size: int, put: Callable[[McapFile], None]) -> bool:
         """Let `put` write about `size` bytes; False when there is no room. OSError passes."""

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,10 @@ import uikit
 
 from calibration.datasets import load_dataset, read_mask
 from engines.errors import SourceError, UsageError
-from station.archive import Archive, class_of, entries
+from station.archive import Archive, class_of
 from station.archive_export import export
+from station.archive_index import ArchiveIndex, Queue, entries
+from station.record_budget import Unit
 from station.settings import ArchiveSettings
 
 
@@ -174,3 +177,33 @@ def test_the_picture_and_map_of_an_archived_part_can_be_had_again(tmp_path):
     assert abs(y * 360 / grey.shape[0] - 170) < 4
     assert keeper.image("0000000000000099", "") is None
     assert keeper.image(trigger_id, "thumb") is None
+
+
+def test_a_full_archive_costs_no_memory(tmp_path):
+    index = ArchiveIndex(tmp_path, ("ok",))
+    queue = Queue(index, "ok")
+
+    def grow(numbers):
+        for n in numbers:
+            queue.append(Unit(f"ok/20260101/{n:016d}_{n:016x}", 1000))
+
+    grow(range(2000))  # caches fill
+    tracemalloc.start()
+    grow(range(2000, 12_000))
+    held, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20_000, "bytes held for 10,000 parts"
+    assert len(queue) == 12_000
+    assert index.find(f"{11_999:016x}").name == f"{11_999:016d}_{11_999:016x}"
+    assert [queue.popleft().name[-4:] for _ in range(3)] == ["0000", "0001", "0002"]
+    assert index.find(f"{1:016x}") is None
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind by a kill"
+
+
+def test_an_archive_that_cannot_hold_its_index_goes_on(tmp_path):
+    (tmp_path / "file").touch()  # where the folder should be
+    events = uikit.Events()
+    keeper = archive(tmp_path / "file", events)
+    keeper.part(uikit.record(1, "NG", size=8))
+    assert events.kinds() == ["archive_failed"]
+    assert keeper.image(f"{1:016x}", "") is None

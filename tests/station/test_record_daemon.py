@@ -8,7 +8,7 @@ import pytest
 from faultkit.engines import FakeEngine
 from faultkit.station import parts_folder, results, station, until
 
-from station.archive import entries
+from station.archive_index import entries
 from station.record_reader import McapSource
 from station.sources.base import EndOfSource
 
