@@ -36,7 +36,11 @@ $(VENV)/.dev: $(VENV)/.describe
 	$(PIP) install -q -c $(LOCK) -e '.[cpu,openvino,describe,export,gateways,demo,dev]'
 	@touch $@
 
-install: $(VENV)/.describe ## the run side: station, engines, describer (no torch)
+$(VENV)/.gateways: $(VENV)/.describe
+	$(PIP) install -q -c $(LOCK) -e '.[cpu,gateways,demo]'
+	@touch $@
+
+install: $(VENV)/.gateways ## the run side: station, engines, describer, gateways (no torch)
 	@$(BIN)/station --help >/dev/null && echo "Ready: $(BIN)/station --help"
 
 demo: $(VENV)/.describe ## inspect real parts and look at verdicts, heat maps and descriptions (DATA=folder for your own)

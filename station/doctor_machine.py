@@ -52,9 +52,7 @@ def runtimes(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding(runtime.name, "info", f"not here: {runtime.reason}")
     if not any(runtime.available for runtime in found):
-        text = (
-            "no runtime can run here; install the extra cpu: pip install 'inspection-station[cpu]'"
-        )
+        text = "no runtime can run here: make install brings one, or pip install onnxruntime"
         yield Finding("runtime", "fail", text, 5)
 
 

@@ -209,8 +209,8 @@ def _client_class() -> Any:
         from pymodbus.client import ModbusTcpClient
     except ImportError as error:
         raise ConfigError(
-            f"sim-plc over Modbus needs pymodbus ({error}): "
-            "pip install 'inspection-station[gateways]'"
+            f"sim-plc over Modbus needs pymodbus 3.16 or newer ({error}): "
+            "make install brings it, or pip install 'pymodbus>=3.16'"
         ) from None
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # lost connections are counted here
     return ModbusTcpClient

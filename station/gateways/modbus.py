@@ -113,7 +113,7 @@ def _server(action: Any, host: str, port: int) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"the Modbus gateway needs pymodbus 3.16 or newer ({error}): "
-            "pip install 'inspection-station[gateways]'"
+            "make install brings it, or pip install 'pymodbus>=3.16'"
         ) from None
     bits = [SimData(0, values=False, datatype=DataType.BITS)]
     holding = [SimData(0, values=[0] * HOLDING_COUNT, datatype=DataType.REGISTERS)]

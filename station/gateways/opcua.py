@@ -292,7 +292,7 @@ async def _server(settings: OpcuaSettings, users: Users | None) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"the OPC UA gateway needs asyncua ({error}): "
-            "pip install 'inspection-station[gateways]'"
+            "make install brings it, or pip install asyncua"
         ) from None
     server = Server(user_manager=None if users is None else user_manager(users))
     await server.init()
