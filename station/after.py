@@ -188,10 +188,6 @@ class Aftermath:
         assert part.committed is not None
         result = Result.model_validate_json(part.committed.body)
         self._count(result)
-        if self.describe and result.desc_state is DescState.QUEUED:
-            assert part.judged is not None and part.prepared is not None
-            request = describe_request(result, part.product, part.prepared, part.judged)
-            self.describe.submit(request)
         judged = part.judged
         record = PartRecord(
             frame=part.frame,
@@ -207,6 +203,10 @@ class Aftermath:
             observer.offer("part", record)
         for listener in self.listeners:
             listener(record)
+        if self.describe and result.desc_state is DescState.QUEUED:
+            assert part.judged is not None and part.prepared is not None
+            request = describe_request(result, part.product, part.prepared, part.judged)
+            self.describe.submit(request)
 
     def _count(self, result: Result) -> None:
         self._verdicts[result.verdict] += 1

@@ -62,7 +62,7 @@ def _drift(settings: Settings, daemon: "Daemon") -> "RecipeDrift":
     def monitor(recipe_sha: str) -> DriftMonitor | None:
         for product in list(daemon.products.values()):
             if product.loaded and product.threshold is not None and product.sha == recipe_sha:
-                scores = product.loaded.calibration.scores if product.loaded.calibration else ()
+                scores = product.loaded.calibration.scores
                 window, p_alarm = settings.drift.window, settings.drift.p_alarm
                 return DriftMonitor(scores, product.threshold, daemon.event, window, p_alarm)
         return None

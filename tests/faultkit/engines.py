@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calibration.plausible import Plausibility
-from calibration.recipe import LoadedRecipe, Recipe
+from calibration.recipe import Calibration, LoadedRecipe, Recipe
 from engines.detector import Answer, Memory
 from station.inspection import Product
 from station.options import EngineSource
@@ -63,9 +63,30 @@ def fake_recipe(
         memory=Memory(taps=taps),
         anchors=np.zeros((1, 2, 4), np.float32),
         threshold=threshold,
-        calibration=None,
+        calibration=_calibration(threshold, learning=learning),
         plausible=Plausibility(mean=(30, 225), spread=(3, 120), sharpness=(0.5, 500)),
         sha="a" * 64,
+    )
+
+
+def _calibration(threshold: float, *, learning: bool) -> Calibration:
+    return Calibration(
+        engine_sha="f" * 64,
+        precision="test",
+        fingerprint="",
+        memory_sha256="",
+        alpha=0.05,
+        n=0,
+        k=0,
+        threshold=threshold,
+        learning=learning,
+        guarantee="none",
+        interval_parts=0,
+        interval=None,
+        scores=(),
+        shots=(),
+        held_out=(),
+        usual=(0.1,) * 225,
     )
 
 

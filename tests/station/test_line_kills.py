@@ -189,6 +189,7 @@ def check(folder, rows, fetched, kills, figure):
             assert held[row["trigger_id"]].accept, row
         if row["verdict"] and row["trigger_id"] in held:
             assert row["verdict"] == held[row["trigger_id"]].verdict, row
+    assert "after_failed" not in (folder / "station.log").read_text(), "words, pictures or numbers"
     seen = Counter(row["verdict"] or row["reason"] for row in rows)
     figure(
         "P1",
