@@ -10,7 +10,8 @@ from faultkit.camera import FaultCamera
 from faultkit.engines import FakeEngine
 from faultkit.station import parts_folder, results, station, until
 
-from station.client import NoAnswer, Refused
+from station.archive_index import entries
+from station.client import Client, NoAnswer, Refused
 from station.schema import Reason, Verdict, new_id
 
 TRIGGERED = {"trigger": {"by": "bus"}}
@@ -67,6 +68,21 @@ def test_an_ng_part_has_regions_in_frame_pixels_and_a_picture(tmp_path):
     assert abs(region.w - 40) <= 2 and abs(region.h - 40) <= 2
     assert picture == (folder / "p000.png").read_bytes() and header["media_type"] == "image/png"
     assert mapped[1].startswith(b"\x89PNG")
+
+
+def test_a_description_that_cannot_be_asked_for_costs_nothing_else(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise ValueError("no words today")
+
+    monkeypatch.setattr("station.after.describe_request", fail)
+    folder = parts_folder(tmp_path / "in", 3)
+    words = {"enabled": True, "backend": "template"}
+    style = {"recipe_kw": {"threshold": 0.1}, "archive": {"enabled": True}, "describe": words}
+    with station(tmp_path, str(folder), **style) as (daemon, client):
+        daemon.wait()
+        found = results(client)
+        until(lambda: len(entries(tmp_path / "archive", "ng")) == 3)
+    assert [r.verdict for r in found] == [Verdict.NG] * 3
 
 
 @pytest.mark.parametrize(
@@ -192,8 +208,6 @@ def test_ledger_bus_and_fetch_hold_the_same_bytes(tmp_path):
                 if len(heard) == 40:
                     return
 
-        from station.client import Client
-
         with Client(daemon.bus.ctl_address, daemon.bus.pub_address, name="ear") as client_sub:
             ear = threading.Thread(target=listen)
             ear.start()
@@ -288,8 +302,6 @@ def test_the_heartbeat_moves_while_idle_and_while_the_engine_works(tmp_path):
 
 def _quiet(_client, _id) -> None:
     """A trigger from another client, its answer not looked at."""
-    from station.client import Client
-
     with (
         Client(_client._ctl_address, name="quiet") as other,
         contextlib.suppress(Refused, NoAnswer),
