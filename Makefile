@@ -33,7 +33,7 @@ endif
 	@touch $@
 $(VENV)/.dev: $(VENV)/.describe
 	$(PIP) install -q '$(TORCH)'
-	$(PIP) install -q -c $(LOCK) -e '.[cpu,openvino,describe,export,gateways,demo,dev]'
+	$(PIP) install -q -c $(LOCK) -e '.[cpu,openvino,describe,export,gateways,ray,demo,dev]'
 	@touch $@
 
 $(VENV)/.gateways: $(VENV)/.describe

@@ -3,7 +3,7 @@
 The engines, the recipe and the steps are those of `station run`; there is no bus and no ledger, as
 nothing waits for these verdicts. The report is JSON lines: a header that names recipe and engine,
 then one row per picture in sorted order. A run that was cut goes on where its report ends. Many
-machines share the work by `--shard i/n`; their reports are concatenated.
+machines share the work by `--shard i/n`, their reports are concatenated; or by `--ray ADDRESS`.
 """
 
 import contextlib
@@ -113,10 +113,19 @@ def _in_order(
 
 @contextlib.contextmanager
 def _rows(
-    settings: Settings, product: Product, todo: Sequence[Item], workers: int
+    settings: Settings, product: Product, todo: Sequence[Item], workers: int, ray: str | None
 ) -> Iterator[Iterator[list[Row]]]:
-    """Rows chunk by chunk, in order: in this process, or over `workers` of them."""
+    """Rows chunk by chunk, in order: in this process, over `workers` of them, or on a cluster."""
     batches = chunks(todo, CHUNK)
+    if ray is not None:
+        from station.reinspect_ray import cluster, rows_of
+
+        with cluster(ray) as nodes:
+            share = workers_settings(settings, len(os.sched_getaffinity(0)))
+            with rows_of(nodes, share, batches, workers, AHEAD) as found:
+                yield found
+        return
+    workers = workers or len(os.sched_getaffinity(0))
     if workers == 1 or len(todo) <= CHUNK:
         yield ([reinspect_work.inspect(item, product) for item in batch] for batch in batches)
         return
@@ -157,11 +166,13 @@ def reinspect(
     out: Path,
     workers: int = 0,
     progress: Progress | None = None,
+    ray: str | None = None,
 ) -> Summary:
     """Inspect every item and write the report; what it holds already is not inspected again.
 
-    workers 0: one per core. Raises StationError (with its exit code) when recipe or engine cannot
-    be opened, UsageError when `out` belongs to something else.
+    workers 0: one per core; ray: address of a cluster whose cores are meant. Raises StationError
+    (with its exit code) when recipe or engine cannot be opened, UsageError when `out` belongs to
+    something else, ConfigError when there is no such cluster.
     """
     product = reinspect_work.open_product(settings)  # first and alone: it may rebuild the recipe
     head = header(product)
@@ -173,7 +184,7 @@ def reinspect(
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         out.open("ab") as file,
-        _rows(settings, product, todo, workers or len(os.sched_getaffinity(0))) as found,
+        _rows(settings, product, todo, workers, ray) as found,
     ):
         if file.tell() == 0:
             _write(file, [head])

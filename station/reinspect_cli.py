@@ -19,6 +19,9 @@ def reinspect(
     shard: Annotated[
         str | None, typer.Option(help="i/n: this machine's share of the work.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster: HOST:PORT, auto, or local (extra ray).")
+    ] = None,
     bundle: Annotated[str | None, typer.Option(help="nano, or the path of a bundle.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="station.toml to read.")] = None,
 ) -> None:
@@ -44,7 +47,7 @@ def reinspect(
         if live:
             typer.echo(f"\r{done}/{total} ", nl=False, err=True)
 
-    found = run(settings, work, out, workers, progress)
+    found = run(settings, work, out, workers, progress, ray)
     said = ", ".join(f"{count} {name}" for name, count in sorted(found.verdicts.items()))
     rate = found.fresh / found.seconds if found.seconds else 0.0
     typer.echo(f"{found.parts} parts: {said}")

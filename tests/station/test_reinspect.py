@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from calibration.enroll import RecipeArgs, enroll
 from engines.bundle import load_bundle
 from engines.detector import Detector
-from engines.errors import SourceError, StationError, UsageError
+from engines.errors import ConfigError, SourceError, StationError, UsageError
 from station import reinspect_work
 from station.inspection import Product
 from station.reinspect import done_before, reinspect
@@ -187,6 +187,30 @@ def test_a_killed_worker_is_told_and_the_next_run_finishes(folder, enrolled, tmp
         with pytest.raises(StationError, match="killed"):
             reinspect(enrolled, items([folder]), out, 2)
     assert reinspect(enrolled, items([folder]), out, 1).parts == 40
+
+
+@pytest.mark.slow
+def test_a_cluster_says_what_one_process_says(folder, enrolled, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
+    one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
+    reinspect(enrolled, items([folder]), one, 1)
+    monkeypatch.chdir(tmp_path)  # paths of the command line may be relative, actors live elsewhere
+    work = items([folder.relative_to(tmp_path)])
+    assert reinspect(enrolled, work, many, 2, ray="local").fresh == 40
+    head, rows = rows_of(many)
+    assert head == rows_of(one)[0]
+    for a, b in zip(rows_of(one)[1], rows, strict=True):
+        assert (a["picture"], a["verdict"]) == (b["picture"], b["verdict"])
+        assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+    with pytest.raises(UsageError, match="the cluster has"):
+        reinspect(enrolled, work, tmp_path / "x.jsonl", 4096, ray="local")
+
+
+@pytest.mark.slow
+def test_no_cluster_at_the_address_is_one_sentence(folder, enrolled, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
+    with pytest.raises(ConfigError, match=r"--ray 127.0.0.1:9: no cluster answers"):
+        reinspect(enrolled, items([folder]), tmp_path / "r.jsonl", 2, ray="127.0.0.1:9")
 
 
 def _die(_batch):
