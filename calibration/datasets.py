@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +24,11 @@ NOUNS = {
     "cfd": "asphalt road",
     "elpv": "solar cell",
 }
+SPLITS = ("train", "val", "test")
+INDEX_KEYS: dict[str, tuple[type, ...]] = {
+    "image": (str,), "mask": (str, NoneType), "category": (str,), "normal": (bool,),
+    "split": (str,), "text": (str, NoneType),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Sample:
     """One labelled image. `mask` None with `normal` False: defective, but where is unknown.
 
     `polygons` ((x,y) pixel lists) stand in for a mask file where a set ships outlines. `spot` is
-    the part (or place on it) shown: samples of one spot are not independent.
+    the part (or place on it) shown: samples of one spot are not independent. Grey values of the
+    mask over `above` are defect: half of 255, or 0 where a set's masks hold class numbers.
     """
 
     image: Path
@@ -39,6 +47,7 @@ class Sample:
     split: str = ""
     polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
     text: str | None = None
+    above: int = 127
 
     @property
     def located(self) -> bool:
@@ -78,28 +87,57 @@ def load_dataset(root: Path) -> Dataset:
         raise SourceError(f"no folder {root}: give the folder of an image set")
     index = root / "index.jsonl"
     samples = _read_index(index) if index.is_file() else split_samples(scan(root))
-    name = root.name.lower()
+    name = set_name(root)
     return Dataset(name, NOUNS.get(name, "object"), tuple(samples))
 
 
+def set_name(root: Path) -> str:
+    """What a set is called everywhere (nouns, corpus, reports): its folder's name in lower case."""
+    name = Path(root).name
+    return (name if name not in {"", ".."} else Path(root).resolve().name).lower()
+
+
 def _read_index(index: Path) -> list[Sample]:
+    """Samples of an index.jsonl, sorted by path. SourceError names the line that is wrong."""
     samples = []
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{index} cannot be read ({error}): correct or remove it") from error
+    for number, line in enumerate(lines, 1):
+        where = f"{index}, line {number}"
         try:
             row = json.loads(line)
-            samples.append(
-                Sample(
-                    image=index.parent / row["image"],
-                    mask=index.parent / row["mask"] if row["mask"] else None,
-                    category=row["category"],
-                    normal=row["normal"],
-                    split=row["split"],
-                    text=row.get("text"),
-                )
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"{index}, line {number}: {error!r}: correct that line") from error
+        except ValueError as error:
+            raise SourceError(f"{where}: {error!r}: correct that line") from error
+        samples.append(_index_row(row, index.parent, where))
     return sorted(samples, key=lambda s: s.image)
+
+
+def _index_row(row: Any, folder: Path, where: str) -> Sample:
+    """One row of an index; a word in the place of a truth value would load as true."""
+    if not isinstance(row, dict):
+        raise SourceError(f"{where}: not an object: correct that line")
+    for key, wanted in INDEX_KEYS.items():
+        if key not in row and key != "text":
+            raise SourceError(f"{where}: {key!r} is missing: correct that line")
+        if not isinstance(row.get(key), wanted):
+            names = " or ".join("null" if t is NoneType else t.__name__ for t in wanted)
+            said = json.dumps(row[key])
+            raise SourceError(f"{where}: {key!r} must be {names}, not {said}: correct that line")
+    if row["split"] not in SPLITS:
+        said = json.dumps(row["split"])
+        raise SourceError(
+            f"{where}: 'split' must be one of {', '.join(SPLITS)}, not {said}: correct that line"
+        )
+    return Sample(
+        image=folder / row["image"],
+        mask=folder / row["mask"] if row["mask"] else None,
+        category=row["category"],
+        normal=row["normal"],
+        split=row["split"],
+        text=row.get("text"),
+    )
 
 
 def split_samples(samples: Iterable[Sample], seed: int = SEED) -> list[Sample]:
@@ -142,7 +180,7 @@ def read_image(sample: Sample) -> NDArray[np.uint8]:
 
 
 def read_mask(sample: Sample, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Defect pixels, bool (H,W); grey rims count above 127. ValueError if not located."""
+    """Defect pixels, bool (H,W): grey values over `sample.above`. ValueError if not located."""
     if not sample.located:
         raise ValueError(f"{sample.image} is defective but its defect is not located")
     if sample.mask is not None:
@@ -151,7 +189,7 @@ def read_mask(sample: Sample, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
             raise SourceError(f"{sample.mask} is not a readable mask: remove or replace it")
         if grey.shape != shape_hw:
             grey = cv2.resize(grey, shape_hw[::-1], interpolation=cv2.INTER_NEAREST)
-        return np.asarray(grey > 127)
+        return np.asarray(grey > sample.above)
     canvas = np.zeros(shape_hw, np.uint8)
     for polygon in sample.polygons:
         cv2.fillPoly(canvas, [np.round(polygon).astype(np.int32)], (255,))

@@ -47,7 +47,8 @@ def _visa(root: Path) -> Iterator[Sample]:
         yield Sample(image, None, "normal", True)
     for image in images(data / "Images" / "Anomaly"):
         mask = data / "Masks" / "Anomaly" / f"{image.stem}.png"
-        yield Sample(image, mask if mask.is_file() else None, "anomaly", False)
+        # VisA's masks hold small class numbers, not 0 and 255.
+        yield Sample(image, mask if mask.is_file() else None, "anomaly", False, above=0)
 
 
 def _mt(root: Path) -> Iterator[Sample]:

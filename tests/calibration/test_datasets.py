@@ -12,6 +12,7 @@ from calibration.datasets import (
     load_dataset,
     read_image,
     read_mask,
+    set_name,
     small_mask,
     split_samples,
 )
@@ -47,6 +48,17 @@ def test_visa_layout(tmp_path):
     samples = load_dataset(tmp_path).samples
     assert [s.normal for s in samples] == [False, True]
     assert samples[0].located
+
+
+def test_visa_masks_of_small_class_numbers_are_defect(tmp_path):
+    picture(tmp_path / "Data/Images/Normal/0000.JPG")
+    picture(tmp_path / "Data/Images/Anomaly/000.JPG")
+    (tmp_path / "Data/Masks/Anomaly").mkdir(parents=True)
+    classes = np.zeros((20, 30), np.uint8)
+    classes[2:4, 5:9], classes[10, 20] = 1, 7
+    cv2.imwrite(str(tmp_path / "Data/Masks/Anomaly/000.png"), classes)
+    mask = read_mask(load_dataset(tmp_path).samples[0], (20, 30))
+    assert np.array_equal(mask, classes > 0)
 
 
 def test_mt_layout(tmp_path):
@@ -96,6 +108,44 @@ def test_a_broken_index_line_is_named(tmp_path):
     (tmp_path / "index.jsonl").write_text('{"image": "a.png"}\n')
     with pytest.raises(SourceError, match="line 1"):
         load_dataset(tmp_path)
+
+
+ROW = {"image": "a.png", "mask": None, "category": "crack", "normal": False, "split": "train"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"normal": "false"}, "'normal' must be bool, not \"false\""),
+        ({"normal": 0}, "'normal' must be bool, not 0"),
+        ({"split": "validation"}, "'split' must be one of train, val, test, not \"validation\""),
+        ({"split": None}, "'split' must be str, not null"),
+        ({"category": 3}, "'category' must be str, not 3"),
+        ({"mask": 1}, "'mask' must be str or null, not 1"),
+        ({"text": ["a"]}, "'text' must be str or null"),
+    ],
+)
+def test_a_value_of_the_wrong_sort_in_an_index_is_named_with_its_line(tmp_path, changed, said):
+    rows = [ROW, {**ROW, **changed}]
+    (tmp_path / "index.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    with pytest.raises(SourceError, match="line 2") as told:
+        load_dataset(tmp_path)
+    assert said in str(told.value)
+
+
+def test_an_index_of_rows_that_are_no_objects_or_no_text_is_one_sentence(tmp_path):
+    index = tmp_path / "index.jsonl"
+    for content in (b"[1]", b"\xff\xfe\x00", b"{"):
+        index.write_bytes(content)
+        with pytest.raises(SourceError, match=r"index\.jsonl"):
+            load_dataset(tmp_path)
+
+
+def test_a_set_is_called_the_same_however_its_folder_is_written(tmp_path, monkeypatch):
+    (tmp_path / "MT").mkdir()
+    monkeypatch.chdir(tmp_path / "MT")
+    names = [set_name(Path(p)) for p in (".", "../MT", "../MT/", str(tmp_path / "MT"))]
+    assert names == ["mt"] * 4
 
 
 def many(category, count, normal=False):
