@@ -104,7 +104,7 @@ def bundle_for(preset: str, folder: Path) -> Bundle:
     manifest = Manifest(
         preset=preset, trained="benchmark", config={}, embed_dim=config.embed_dim,
         tap_dims=config.tap_dims, llm_hidden=config.llm_hidden, source={},
-        preprocess=spec_hash(), preprocess_spec=dict(SPEC), prompts="",
+        preprocess=spec_hash(), preprocess_spec=dict(SPEC), prompts="", seal="",
         files={weights.name: "", **{e.file: "" for e in entries}}, engines=tuple(entries),
     )  # fmt: skip
     return Bundle(folder, manifest, "benchmark")

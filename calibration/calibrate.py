@@ -101,6 +101,7 @@ class Workbench:
             trust=float(np.linalg.norm(texts[0, 1])),
             usual=tuple(float(v) for v in usual_heat(heats).ravel()) if heats else (),
             chosen_by=parts.chosen_by,
+            region=final.region,
         )
         self._write(final, calibration)
         return calibration

@@ -30,6 +30,7 @@ from calibration.recipe import (
     Mode,
     Recipe,
     Reference,
+    check_region,
     cut,
     load_recipe,
     read_calibration,
@@ -117,6 +118,8 @@ def enroll(
     `progress(stage, done, total)` is called often (total 0 while unknown). An older recipe of the
     same name is kept as `.<name>.previous`. RecipeError when nothing can be enrolled.
     """
+    if not 0 < alpha < 1:
+        raise RecipeError(f"alpha {alpha:g}: give a share between 0 and 1, such as 0.05")
     draft = args.recipe(DEFAULT_MODE if args.mode == "auto" else args.mode)
     bench = _fresh_bench(Path(out), draft.name, progress, anchors)
     kept, duplicates = collect(frames, draft, bench.folder, progress)
@@ -186,6 +189,7 @@ def _redo(
 ) -> LoadedRecipe:
     recipe = read_toml(path / "recipe.toml")
     old = read_calibration(path / "calibration.json")
+    check_region(recipe, old, path)
     known = [*old.shots, *old.held_out]
     verify(path, known)
     bench = _fresh_bench(path.parent, path.name, progress, anchors)

@@ -131,6 +131,8 @@ class Calibration(BaseModel):
     usual: tuple[float, ...] = ()
     """Heat that good parts reach at each place, 15 x 15 in reading order (`engines.facts`)."""
     chosen_by: str = ""
+    region: Box | Literal["unknown"] | None = "unknown"
+    """What references/ were cut with; older recipes do not say."""
 
     def told_trust(self) -> str:
         """One clause: how far the model's words fit these parts."""
@@ -196,6 +198,7 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
         )
     recipe = read_toml(path / "recipe.toml")
     calibration = read_calibration(path / "calibration.json")
+    check_region(recipe, calibration, path)
     memory, anchors = _read_memory(path / "memory.safetensors", calibration.memory_sha256)
     return LoadedRecipe(
         recipe=recipe.model_copy(update={"learning": calibration.learning}),
@@ -207,6 +210,17 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
         plausible=calibration.plausible,
         sha=_recipe_sha(path),
     )
+
+
+def check_region(recipe: Recipe, calibration: Calibration, path: Path) -> None:
+    """RecipeError when `region` was edited: what lies outside the old one was not kept."""
+    if calibration.region not in ("unknown", recipe.region):
+        was = calibration.region
+        told = "the whole frame" if was is None else f"x={was.x} y={was.y} w={was.w} h={was.h}"  # type: ignore[union-attr]
+        raise RecipeError(
+            f"{path / 'recipe.toml'}: 'region' was edited, the good parts were enrolled with "
+            f"{told}: put that back, or enrol again with --region"
+        )
 
 
 def read_toml(path: Path) -> Recipe:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.recipe import Recipe, Reference, cut
 from engines.errors import RecipeError
+from engines.preprocess import tile_boxes
 
 Frames = Iterable[tuple[str, NDArray[np.uint8]]]
 # (stage, done, total); total is 0 while unknown.
@@ -33,6 +34,7 @@ def collect(
     duplicates: list[str] = []
     for index, (name, frame) in enumerate(frames):
         region = np.ascontiguousarray(cut(frame, recipe.region))
+        _check_tiles(recipe, name, region.shape)
         digest = pixels_sha(region)
         if digest in seen:
             duplicates.append(name)
@@ -44,6 +46,14 @@ def collect(
         kept.append(Reference(file=file, name=name, sha256=digest))
         tell(progress, "reading good parts", index + 1, 0)
     return kept, duplicates
+
+
+def _check_tiles(recipe: Recipe, name: str, shape: tuple[int, ...]) -> None:
+    """RecipeError when a region of this shape cannot be cut into the recipe's tiles."""
+    try:
+        tile_boxes((shape[0], shape[1]), None, recipe.tiles, recipe.overlap)
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}: give fewer --tiles or a larger --region") from error
 
 
 def read(folder: Path, reference: Reference) -> NDArray[np.uint8]:

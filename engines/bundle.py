@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from engines.errors import EngineError
 from engines.preprocess import SPEC, spec_hash
 
 MANIFEST = "manifest.json"
+WEIGHTS = re.compile(r"weights[\w.-]*\.safetensors")
+"""Files that the graphs refer to for their numbers."""
 BUNDLES = Path(__file__).parent / "bundles"
 Kind = Literal["detector", "encoder", "text", "tddf", "msspmm", "head", "prefix"]
 
@@ -67,6 +70,8 @@ class Manifest(BaseModel):
     """Engines that failed the gate: not shipped, with their figures and the reason."""
     built: dict[str, str] = {}
     """Versions and machine of the build."""
+    seal: str
+    """sha256 of the file itself, with zeros in this place: no byte of it can change unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,32 @@ class Bundle:
             raise EngineError(f"bundle {self.path} has no file '{name}': build it again")
         return self.path / name
 
+    def identity(self, entry: EngineEntry) -> str:
+        """sha256 of all that decides an engine's answers: its graph, the weights, the prompts.
+
+        The graph alone does not: its numbers lie in weights files beside it.
+        """
+        files = self.manifest.files
+        weights = sorted(files[name] for name in files if WEIGHTS.fullmatch(name))
+        text = " ".join([entry.sha256, *weights, self.manifest.prompts, self.manifest.preprocess])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def engines(self, kind: Kind, mode: str | None = None) -> tuple[EngineEntry, ...]:
         """Shipped engines of a kind (and mode), the default first."""
         fits = [e for e in self.manifest.engines if e.kind == kind and mode in (None, e.mode)]
         return tuple(sorted(fits, key=lambda e: (not e.default, e.latency_ms or 1e9)))
+
+
+_SEAL = b'"seal": "%s"'
+UNSEALED = "0" * 64
+
+
+def sealed(raw: bytes) -> bytes:
+    """The bytes of a manifest.json whose seal is UNSEALED, with the seal in its place."""
+    blank = _SEAL % UNSEALED.encode()
+    if raw.count(blank) != 1:
+        raise ValueError("the manifest must hold one empty seal")
+    return raw.replace(blank, _SEAL % hashlib.sha256(raw).hexdigest().encode())
 
 
 def sha256(path: Path) -> str:
@@ -109,11 +136,17 @@ def find_bundle(ref: str | Path) -> Path:
 def _read_manifest(path: Path) -> tuple[Manifest, str]:
     raw = path.read_bytes()
     try:
-        return Manifest.model_validate_json(raw), hashlib.sha256(raw).hexdigest()
+        manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise EngineError(f"{path}: {where}: {first['msg']}; build the bundle again") from error
+    blank = raw.replace(_SEAL % manifest.seal.encode(), _SEAL % UNSEALED.encode())
+    if hashlib.sha256(blank).hexdigest() != manifest.seal:
+        raise EngineError(
+            f"{path} was changed (its seal does not fit); build or copy the bundle again"
+        )
+    return manifest, hashlib.sha256(raw).hexdigest()
 
 
 def _verify(path: Path, manifest: Manifest) -> None:

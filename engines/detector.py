@@ -55,7 +55,9 @@ class Detector:
     ) -> None:
         self.bundle, self.entry = bundle, entry
         self.runtime, self.precision = runtime, entry.precision
-        self.engine_sha = entry.sha256
+        self.engine_sha = bundle.identity(entry)
+        self.refused: tuple[str, ...] = ()
+        """Engines that could not be used here, each with the reason (`open` with \"auto\")."""
         self.mode = entry.mode or "nearest"
         self._threads = threads
         self._session = open_session(bundle.file(entry.file), runtime, threads, entry.precision)
@@ -82,7 +84,9 @@ class Detector:
         """
         if runtime == "auto":
             chosen = negotiate(bundle, mode, precision)
-            return cls(bundle, *chosen, threads)
+            made = cls(bundle, chosen.entry, chosen.runtime, threads)
+            made.refused = chosen.refused
+            return made
         info = choose(runtime)
         fits = [e for e in bundle.engines("detector", mode) if precision in (None, e.precision)]
         fits = [e for e in fits if e.precision.split("-")[0] in info.precisions]

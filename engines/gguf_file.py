@@ -106,7 +106,7 @@ def read_header(path: Path) -> GgufHeader:
         raise EngineError(f"{path}: no such GGUF file") from None
     except OSError as error:
         raise EngineError(f"{path}: the GGUF cannot be read ({error.strerror})") from None
-    except (struct.error, UnicodeDecodeError, KeyError, MemoryError):
+    except (struct.error, ValueError, KeyError, MemoryError, ArithmeticError, TypeError):
         raise EngineError(
             f"{path}: the header of this GGUF is cut short or damaged; copy it again"
         ) from None

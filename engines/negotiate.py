@@ -38,6 +38,15 @@ class Choice:
     remark: str = ""
 
 
+@dataclass(frozen=True)
+class Negotiated:
+    """The engine and runtime to use here; `refused`: those that cannot be used, with the reason."""
+
+    entry: EngineEntry
+    runtime: str
+    refused: tuple[str, ...] = ()
+
+
 Clock = Callable[[EngineEntry, str], float]
 """Milliseconds of an engine on a runtime; raises EngineError when it must not be used."""
 
@@ -89,7 +98,7 @@ def _processor() -> str:
     return sha256("".join(lines).encode()).hexdigest()[:12] if lines else platform.processor()
 
 
-def _key(options: Sequence[tuple[EngineEntry, str]]) -> str:
+def _key(bundle: Bundle, options: Sequence[tuple[EngineEntry, str]]) -> str:
     """The number of threads is no part of it: re-inspection gives each of its processes one
 
     thread, and a recipe must find the engine that enrolled it.
@@ -100,7 +109,7 @@ def _key(options: Sequence[tuple[EngineEntry, str]]) -> str:
             packages.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    facts = [[f"{e.sha256} {e.precision} {r}" for e, r in options], packages]
+    facts = [[f"{bundle.identity(e)} {e.precision} {r}" for e, r in options], packages]
     gpu = vars(gpu_here()) if not missing() else None
     text = json.dumps([facts, _processor(), thread_count(), gpu])
     return sha256(text.encode()).hexdigest()[:16]
@@ -127,8 +136,8 @@ def _clock(bundle: Bundle, mode: str) -> Clock:
     return clock
 
 
-def negotiate(bundle: Bundle, mode: str, precision: str | None = None) -> tuple[EngineEntry, str]:
-    """(engine, runtime) to use here: the kept decision, else measured now and kept.
+def negotiate(bundle: Bundle, mode: str, precision: str | None = None) -> Negotiated:
+    """What to use here: the kept decision, else measured now and kept.
 
     With one candidate nothing is measured. Raises EngineError when none can be used.
     """
@@ -139,23 +148,24 @@ def negotiate(bundle: Bundle, mode: str, precision: str | None = None) -> tuple[
             f"{f' in {precision}' if precision else ''} that a runtime of this machine can run"
         )
     if len(options) == 1:
-        return options[0]
-    kept = cache_folder() / "negotiated" / f"{_key(options)}.json"
+        return Negotiated(*options[0])
+    kept = cache_folder() / "negotiated" / f"{_key(bundle, options)}.json"
     known = {(entry.file, runtime): (entry, runtime) for entry, runtime in options}
-    found = known.get(_read(kept))
-    if found is not None:
-        return found
-    best, tried = decide(options, _clock(bundle, mode))
-    _keep(kept, best, tried)
-    return known[best.file, best.runtime]
+    record = _read(kept)
+    if record is None or (record[0].file, record[0].runtime) not in known:
+        record = decide(options, _clock(bundle, mode))
+        _keep(kept, *record)
+    best, tried = record
+    refused = [f"{c.file} on {c.runtime} is not used: {c.remark}" for c in tried if c.ms is None]
+    return Negotiated(*known[best.file, best.runtime], tuple(refused))
 
 
-def _read(path: Path) -> tuple[str, str]:
+def _read(path: Path) -> tuple[Choice, list[Choice]] | None:
     try:
-        chosen = json.loads(path.read_text())["chosen"]
-        return chosen["file"], chosen["runtime"]
+        record = json.loads(path.read_text())
+        return Choice(**record["chosen"]), [Choice(**c) for c in record["tried"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return "", ""
+        return None
 
 
 def _keep(path: Path, best: Choice, tried: Sequence[Choice]) -> None:

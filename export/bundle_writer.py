@@ -10,7 +10,7 @@ import cv2
 import onnx
 import onnxruntime
 
-from engines.bundle import MANIFEST, Bundle, EngineEntry, Manifest, sha256
+from engines.bundle import MANIFEST, UNSEALED, Bundle, EngineEntry, Manifest, sealed, sha256
 from engines.preprocess import SPEC, spec_hash
 from engines.selftest import FRAMES, OUTPUTS
 from export.frames import draw
@@ -104,6 +104,7 @@ class Draft:
             gate=self.gate,
             rejected=tuple(self.rejected),
             built={**versions(), **self.built},
+            seal=UNSEALED,
         )
 
     def bundle(self) -> Bundle:
@@ -114,7 +115,7 @@ class Draft:
         """Write manifest.json last: a bundle without it is no bundle."""
         text = json.dumps(self.manifest().model_dump(mode="json"), indent=1) + "\n"
         draft = self.out / (MANIFEST + ".part")
-        draft.write_text(text)
+        draft.write_bytes(sealed(text.encode()))
         draft.replace(self.out / MANIFEST)
 
 

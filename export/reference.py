@@ -5,7 +5,7 @@ from safetensors.numpy import save_file
 
 from engines.bundle import Bundle, EngineEntry
 from engines.detector import Answer, Detector
-from engines.selftest import COMPARED, OUTPUTS, reference_run
+from engines.selftest import OUTPUTS, compared, reference_run
 from engines.text import TextEncoder
 from export.build_gpu import HALVES
 from export.bundle_writer import Draft
@@ -24,7 +24,10 @@ def _source(bundle: Bundle, entry: EngineEntry) -> EngineEntry:
 
 
 def _off(one: Answer, other: Answer) -> float:
-    return max(float(np.abs(getattr(one, n) - getattr(other, n)).max()) for n in COMPARED)
+    twin = compared(other)
+    return float(
+        np.max([np.abs(value - twin[name]).max() for name, value in compared(one).items()])
+    )
 
 
 def write_reference(draft: Draft) -> None:
@@ -39,8 +42,8 @@ def write_reference(draft: Draft) -> None:
             continue
         answers = reference_run(Detector(bundle, _source(bundle, entry), "ort-cpu", 1), anchors)
         for case, answer in zip(("zero", "few"), answers, strict=True):
-            for name in COMPARED:
-                stored[f"{entry.file}/{case}/{name}"] = getattr(answer, name)
+            for name, value in compared(answer).items():
+                stored[f"{entry.file}/{case}/{name}"] = value
         if entry.precision in HALVES:
             twin = Detector(*emulated(bundle, entry, "ort-cpu"), "ort-cpu", 1)
             pairs = zip(answers, reference_run(twin, anchors), strict=True)

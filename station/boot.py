@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from calibration.recipe import LoadedRecipe
-from engines.bundle import Bundle, load_bundle
+from engines.bundle import Bundle, EngineEntry, load_bundle
 from engines.errors import EngineError, RecipeError
 from station.inspection import Product
 from station.settings import Settings
@@ -25,7 +25,7 @@ class EngineRoom:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bundle: Bundle = load_bundle(settings.engine.bundle)
-        self._tested: set[str] = set()
+        self._tested: dict[str, tuple[EngineEntry, str]] = {}  # mode -> engine, runtime
         self.callers = 1  # threads that will call one product's engine at once
 
     def detector(self, mode: str) -> "Detector":
@@ -34,11 +34,11 @@ class EngineRoom:
         from engines.selftest import open_verified
 
         engine = self._settings.engine
-        if mode in self._tested:
-            return Detector.open(self.bundle, mode, engine.runtime, engine.threads)
+        if mode in self._tested:  # the very one that passed, not what "auto" would say again
+            return Detector(self.bundle, *self._tested[mode], engine.threads)
         log.info("engine", mode=mode, text="opening; measured once per machine on its first start")
         detector, report = open_verified(self.bundle, mode, engine.runtime, engine.threads)
-        self._tested.add(mode)
+        self._tested[mode] = (detector.entry, detector.runtime)
         log.info("self_test", **asdict(report))
         return detector
 

@@ -92,7 +92,7 @@ def _engine_shas(settings: Settings) -> set[str]:
         loaded = load_bundle(settings.engine.bundle)
     except StationError:
         return set()  # told by the section about the bundle
-    return {loaded.manifest.files[entry.file] for entry in loaded.engines("detector")}
+    return {loaded.identity(entry) for entry in loaded.engines("detector")}
 
 
 def describer(settings: Settings) -> Iterator[Finding]:

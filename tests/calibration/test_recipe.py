@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from calibration.enroll import RecipeArgs, enroll
+from calibration.enroll import RecipeArgs, enroll, rebuild
 from calibration.plausible import Plausibility, measure
 from calibration.recipe import Recipe, load_recipe, read_toml, write_toml
 from engines.errors import RecipeError
@@ -107,3 +107,23 @@ def test_recipe_and_enrolment_import_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_edited_region_is_refused_because_what_lies_outside_was_not_kept(tmp_path):
+    enrolled(tmp_path)
+    file = tmp_path / "lid/recipe.toml"
+    file.write_text(file.read_text() + "region = { x = 1, y = 2, w = 20, h = 20 }\n")
+    for use in (lambda: load_recipe(tmp_path, "lid"), lambda: rebuild(tmp_path / "lid", None)):
+        with pytest.raises(RecipeError, match=r"'region' was edited.*the whole frame.*enrol again"):
+            use()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(tmp_path, alpha):
+    with pytest.raises(RecipeError, match=r"alpha .* between 0 and 1"):
+        enroll(frames(3), RecipeArgs(name="lid"), None, tmp_path, alpha=alpha)
+
+
+def test_more_tiles_than_pixels_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"cannot cut .* fewer --tiles"):
+        enroll(frames(3), RecipeArgs(name="lid", tiles=(256, 1)), None, tmp_path)

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 from engines import preprocess as pp
-from engines.bundle import BUNDLES, load_bundle
+from engines.bundle import BUNDLES, Bundle, load_bundle
 from engines.detector import Detector
 from engines.errors import EngineError
 from engines.selftest import open_verified, self_test
@@ -57,6 +58,47 @@ def test_a_flipped_byte_in_the_manifest_is_refused(copy):
     manifest.write_text(json.dumps(body))
     with pytest.raises(EngineError, match=r"manifest disagrees|was changed"):
         load_bundle(copy)
+
+
+def test_any_flipped_bit_of_the_manifest_is_refused(copy):
+    manifest = copy / "manifest.json"
+    raw = manifest.read_bytes()
+    rng = np.random.default_rng(5)
+    for place in rng.integers(0, len(raw), 60):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << int(rng.integers(8))
+        manifest.write_bytes(changed)
+        with pytest.raises(EngineError):
+            load_bundle(copy)
+    manifest.write_bytes(raw)
+    load_bundle(copy)
+
+
+def test_an_engine_with_other_weights_is_another_engine():
+    bundle = load_bundle("nano")
+    entry = bundle.engines("detector", "bank")[0]
+    files = {**bundle.manifest.files, "weights.safetensors": "0" * 64}
+    other = Bundle(bundle.path, bundle.manifest.model_copy(update={"files": files}), "x")
+    assert other.identity(entry) != bundle.identity(entry)
+    words = {**bundle.manifest.files, "MODEL_CARD.md": "0" * 64}
+    same = Bundle(bundle.path, bundle.manifest.model_copy(update={"files": words}), "x")
+    assert same.identity(entry) == bundle.identity(entry)
+
+
+@pytest.mark.parametrize(
+    ("output", "value"), [("score", np.nan), ("p", np.inf), ("map", 0.0), ("f_out", np.nan)]
+)
+def test_a_wrong_or_broken_output_fails_the_self_test(monkeypatch, output, value):
+    true = Detector.run
+
+    def broken(self, tiles, group=None):
+        answer = true(self, tiles, group)
+        return replace(answer, **{output: np.full_like(getattr(answer, output), value)})
+
+    monkeypatch.setattr(Detector, "run", broken)
+    detector = Detector.open(load_bundle("nano"), "bank", "ort-cpu")
+    with pytest.raises(EngineError, match=f"-shot {output} differs"):
+        self_test(detector)
 
 
 def test_an_unknown_key_in_the_manifest_is_named(copy):

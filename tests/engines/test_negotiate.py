@@ -28,6 +28,9 @@ class FakeBundle:
     def engines(self, _kind, _mode):
         return self.entries
 
+    def identity(self, one):
+        return one.sha256
+
 
 BOTH = (
     RuntimeInfo("openvino", True, "", ("fp32", "int8")),
@@ -100,16 +103,28 @@ def measured(monkeypatch, tmp_path):
 def test_a_decision_is_kept_and_measured_anew_for_other_engines(measured):
     bundle = FakeBundle(entry())
     first = room.negotiate(bundle, "bank")
-    assert first[1] == "ort-cpu"
+    assert first.runtime == "ort-cpu"
     assert room.negotiate(bundle, "bank") == first
     assert len(measured) == 2
     room.negotiate(FakeBundle(entry(), entry("int8-static")), "bank")
     assert len(measured) == 6
 
 
+def test_what_cannot_be_used_is_told_at_every_start(measured, monkeypatch):
+    times = {("fp32", "openvino"): "self-test failed: map differs", ("fp32", "ort-cpu"): 9.0}
+    monkeypatch.setattr(room, "_clock", lambda _bundle, _mode: clock_of(times))
+    for _start in range(2):
+        chosen = room.negotiate(FakeBundle(entry()), "bank")
+        assert chosen.runtime == "ort-cpu"
+        (told,) = chosen.refused
+        assert (
+            told == "detector.bank.fp32.onnx on openvino is not used: self-test failed: map differs"
+        )
+
+
 def test_one_candidate_is_not_measured(measured, monkeypatch):
     monkeypatch.setattr(room, "runtimes", lambda: BOTH[1:])
-    assert room.negotiate(FakeBundle(entry()), "bank")[1] == "ort-cpu"
+    assert room.negotiate(FakeBundle(entry()), "bank").runtime == "ort-cpu"
     assert measured == []
 
 
@@ -118,9 +133,9 @@ def test_a_damaged_record_costs_a_measurement_only(measured, tmp_path, damage):
     bundle = FakeBundle(entry())
     chosen = room.negotiate(bundle, "bank")
     (kept,) = (tmp_path / "negotiated").glob("*.json")
-    assert json.loads(kept.read_text())["chosen"]["runtime"] == chosen[1]
+    assert json.loads(kept.read_text())["chosen"]["runtime"] == chosen.runtime
     kept.write_text(damage)
-    assert room.negotiate(bundle, "bank")[1] in ("ort-cpu", "openvino")
+    assert room.negotiate(bundle, "bank").runtime in ("ort-cpu", "openvino")
     assert len(measured) == 4
 
 
@@ -128,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(measured, monkeypatch, tmp_p
     file = tmp_path / "file"
     file.write_text("in the way")
     monkeypatch.setenv("STATION_CACHE", str(file))
-    assert room.negotiate(FakeBundle(entry()), "bank")[1] == "ort-cpu"
+    assert room.negotiate(FakeBundle(entry()), "bank").runtime == "ort-cpu"
 
 
 def test_a_bundle_without_the_mode_says_so(measured):
