@@ -57,7 +57,7 @@ def first_drift(
         cos = cosines(a, b)
         mean, worst = (float(cos.mean()), float(cos.min())) if cos.size else (1.0, 1.0)
         lowest = min(lowest, (worst, layer))
-        if mean < LIMIT or worst < TOKEN_LIMIT:
+        if not (mean >= LIMIT and worst >= TOKEN_LIMIT):  # NaN too
             told = f"cosine per token: mean {mean:.4f}, worst {worst:.4f}"
             return f"first layer to drift: {layer} ({told})"
     return f"no layer of the tower drifts; lowest token cosine {lowest[0]:.4f} in {lowest[1]}"

@@ -40,10 +40,16 @@ def _error(got: F64, raw: F64) -> float:
 
 
 def distance_error(answer: Answer, memory: Memory, mode: Mode) -> float:
-    """Largest absolute error of squared distances of a one-tile answer (memory with G = 1)."""
+    """Largest absolute error of squared distances of a one-tile answer (memory with G = 1).
+
+    Infinite where a token or a distance is no number: no reference is the nearest then.
+    """
     got: NDArray[Any] = answer.distances[0].reshape(-1, 3).astype(np.float64) ** 2
     raw = _squared(answer, memory, mode)
+    if not np.isfinite(got).all() or not np.isfinite(raw).all():
+        return float("inf")
     if mode == "bank":
         return _error(got, raw.min(0))
     sums = np.sqrt(raw).sum((1, 2))
-    return min(_error(got, raw[i]) for i in np.flatnonzero(sums <= sums.min() + NEAR_TIE))
+    near = np.flatnonzero(sums <= sums.min() + NEAR_TIE)
+    return float(np.min([_error(got, raw[i]) for i in near]))

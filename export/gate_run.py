@@ -4,7 +4,6 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -95,13 +94,18 @@ def judge(
     return detector, compare(frames, reference, outcome, entry.precision)
 
 
+def shown(value: float | int | str | None) -> float | int | str | None:
+    """A figure as the manifest keeps it: six digits; in words where JSON has no number for it."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else "not finite"
+
+
 def _settle(
     draft: Draft, entry: EngineEntry, findings: Findings, ms: float | None, tiles: list[U8]
 ) -> EngineEntry | None:
     """The entry with its figures, or None when it is refused (FP32 refused: EngineError)."""
-    figures: dict[str, Any] = {
-        k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in findings.figures.items()
-    }
+    figures = {name: shown(value) for name, value in findings.figures.items()}
     if findings.passed:
         return entry.model_copy(update={"parity": figures, "latency_ms": ms})
     if entry.precision == "fp32":

@@ -175,7 +175,7 @@ class _Judge:
     def worst(self, path: Path) -> float:
         """Least cosine of any token."""
         pairs = zip(self._plain, self._tokens(path), strict=True)
-        return min(float(cosines(a, b).min(initial=1.0)) for a, b in pairs)
+        return float(np.min([cosines(a, b).min(initial=1.0) for a, b in pairs]))
 
 
 def marred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -188,9 +188,9 @@ def marred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Cosine per token (last axis); tokens that are zero on both sides are left out."""
+    """Cosine per token (last axis), NaN where one is no number; zero on both sides is left out."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    both = np.maximum(np.abs(a).max(-1), np.abs(b).max(-1)) > 1e-6
+    both = ~(np.maximum(np.abs(a).max(-1), np.abs(b).max(-1)) <= 1e-6)
     return np.asarray((a * b).sum(-1)[both] / np.maximum(lengths[both], 1e-12))
 
 

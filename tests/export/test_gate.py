@@ -1,5 +1,6 @@
 """The gate passes what is equal, refuses what is not, and names the layer that drifted."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from engines.detector import Answer, Memory  # noqa: E402
 from export import compose  # noqa: E402
 from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
-from export.gate import TOLERANCES, Outcome, auc, compare  # noqa: E402
+from export.gate import TOLERANCES, Outcome, auc, compare, inspect  # noqa: E402
 from export.gate_distance import distance_error  # noqa: E402
-from export.gate_frames import GateFrame, drawn_sets, gate_sets, to_tile  # noqa: E402
+from export.gate_frames import GateFrame, GateSet, drawn_sets, gate_sets, to_tile  # noqa: E402
+from export.gate_run import shown  # noqa: E402
 from export.graph import Graph, WeightStore  # noqa: E402
 from export.model import SpgddGpt, preset  # noqa: E402
 from export.model.weights import load_weights, save_weights  # noqa: E402
+from export.quantise import cosines  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -92,10 +95,116 @@ def test_distances_are_held_against_float64_of_the_engines_own_tokens(mode):
     assert any("distance_sq_own" in f for f in found.failures)
 
 
-def test_not_a_number_never_passes():
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["score", "map", "p", "distances", "cls", "f_out", "tokens_b"])
+@pytest.mark.parametrize("precision", ["fp32", "int8-static", "fp16"])
+def test_an_output_that_is_no_number_fails_and_is_named_with_its_frame(precision, name, value):
+    """On a defective frame NaN was the verdict expected, and max() over the frames skipped it."""
     broken = outcome()
-    broken.answers[2].score[:] = np.nan
-    assert not compare(FRAMES, outcome(), broken, "fp32").passed
+    answer = copy.deepcopy(broken.answers[3])  # the outputs of a made answer share arrays
+    at = answer.tokens[1] if name == "tokens_b" else getattr(answer, name)
+    at.reshape(-1)[-1] = value
+    broken.answers[3] = answer
+    found = compare(FRAMES, outcome(), broken, precision)
+    assert f"{name} of s: f3 is not finite" in found.failures
+
+
+@pytest.mark.parametrize("frame", range(6))
+def test_nan_in_any_place_of_the_list_shows_in_the_figures(frame):
+    broken = outcome()
+    broken.answers[frame].score[:] = np.nan
+    found = compare(FRAMES, outcome(), broken, "fp32")
+    assert np.isnan(found.figures["score_max"])
+    assert found.figures["flips"] == 1
+    assert any(f.startswith("score_max nan") for f in found.failures)
+
+
+def test_the_references_own_nan_is_not_held_against_the_engine_alone():
+    broken = outcome()
+    broken.answers[3].score[:] = np.nan
+    found = compare(FRAMES, broken, outcome(), "fp32")
+    assert "PyTorch's own score of s: f3 is not finite" in found.failures
+
+
+def test_nan_while_enrolling_fails_and_says_where():
+    """The threshold is the largest score of good parts: max() took what stood before the NaN."""
+    good, bad = outcome().answers[0], outcome().answers[0]
+    bad = replace(bad, score=np.array([np.nan], np.float32))
+    tiles = [np.full((240, 240, 3), i, np.uint8) for i in range(3)]
+    part = GateSet("s", (tiles[0],), (tiles[0], tiles[1]), tuple(FRAMES[:2]))
+
+    def run(tile):
+        return bad if tile[0, 0, 0, 0] == 1 else good
+
+    made = inspect([part], run, lambda memory: None, run)
+    assert made.strange == ("score of s: held-out good part 1 is not finite",)
+    assert np.isnan(made.thresholds["s"])
+    plain = replace(made, strange=(), thresholds={"s": 0.5})
+    assert made.strange[0] in compare(FRAMES[:2], plain, made, "fp32").failures
+
+
+def test_many_broken_outputs_are_counted_not_all_told():
+    broken = outcome()
+    for answer in broken.answers:
+        answer.score[:] = np.nan
+    told = [f for f in compare(FRAMES, outcome(), broken, "fp32").failures if "finite" in f]
+    assert len(told) == 3
+    assert "and 3 more outputs" in compare(FRAMES, outcome(), broken, "fp32").failures
+
+
+def test_a_figure_that_json_cannot_hold_is_said_in_words():
+    assert shown(float("nan")) == shown(float("inf")) == "not finite"
+    assert shown(0.123456789) == 0.123457
+    assert (shown(3), shown(None), shown("mt")) == (3, None, "mt")
+
+
+def three_sets(spoilt=0.0):
+    """Three sets of six frames; the maps of the last set lose rank by `spoilt`."""
+    frames, answers = [], []
+    for name in ("bsdata", "cfd", "mt"):
+        for frame, answer in zip(FRAMES, outcome().answers, strict=True):
+            frames.append(replace(frame, set=name))
+            maps = answer.map.copy()
+            if name == "mt" and frame.normal:
+                maps.reshape(-1)[: int(spoilt * maps.size)] = 1.0
+            answers.append(replace(answer, map=maps))
+    return frames, Outcome(answers, dict.fromkeys(("bsdata", "cfd", "mt"), 0.5))
+
+
+def test_the_worst_sets_pixel_auc_is_held_against_the_limit_not_the_mean():
+    """Issue 3 limits the loss on mt; two sets that lose nothing must not pay for it."""
+    frames, plain = three_sets()
+    _, worse = three_sets(spoilt=0.009)
+    found = compare(frames, plain, worse, "int8-dynamic")
+    assert found.figures["pixel_auc_loss"] == pytest.approx(0.009, abs=1e-4)
+    assert found.figures["pixel_auc_loss_set"] == "mt"
+    assert found.figures["pixel_auc_loss_mean"] == pytest.approx(0.003, abs=1e-4)
+    assert any(f.startswith("pixel_auc_loss 0.00") and "limit 0.005" in f for f in found.failures)
+
+
+def test_frames_of_one_class_judge_nothing():
+    good = [replace(f, mask=np.zeros((240, 240), bool), normal=True) for f in FRAMES]
+    found = compare(good, outcome(), outcome(), "int8-dynamic")
+    assert any(f.startswith("pixel_auc_loss is unknown") for f in found.failures)
+    assert any(f.startswith("image_auc_loss is unknown") for f in found.failures)
+
+
+def test_distances_of_tokens_that_are_no_numbers_are_infinitely_wrong():
+    answer = outcome().answers[0]
+    tokens = tuple(np.full_like(t, np.nan) for t in answer.tokens)
+    memory = Memory(tuple(t[:, None] for t in answer.tokens))
+    for mode in ("position", "nearest", "bank"):
+        assert distance_error(replace(answer, tokens=tokens), memory, mode) == np.inf
+
+
+def test_a_layer_of_nan_has_drifted():
+    """A comparison with NaN is false: such tokens passed for 'zero on both sides'."""
+    a, b = np.ones((1, 4, 8)), np.ones((1, 4, 8))
+    b[0, 2] = np.nan
+    assert np.isnan(cosines(a, b)).sum() == 1
+    assert cosines(a, np.ones_like(a)).min() > 0.999
+    b[0, 2], a[0, 2] = 0, 0
+    assert cosines(a, b).shape == (3,)
 
 
 def test_every_tolerance_has_a_reason():
