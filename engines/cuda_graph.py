@@ -3,7 +3,8 @@
 A captured graph replays fixed kernels on fixed addresses. So the graph is loop-free, each bucket is
 a session whose dimensions are set (nothing is left to compute about shapes), inputs and outputs are
 bound once to device memory, and new values are copied into the same place. The first run of a
-bucket captures, all later ones replay. Remaining step without a GPU here: `pytest -m gpu` on one.
+bucket captures, all later ones replay. More references than 16 run the same graph uncaptured.
+Remaining step without a GPU here: `pytest -m gpu` on one.
 """
 
 import collections
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError
+from engines.session import Session
 
 Array = NDArray[Any]
 Bucket = tuple[int, int, int]
@@ -92,6 +94,10 @@ class CudaGraphSession:
         self._buckets: collections.OrderedDict[Bucket, _Captured] = collections.OrderedDict()
         self._bound: dict[str, Array] = {}
         self._version = 0
+        # More references than a bucket takes: the same graph, whose products then grow with them
+        # (.2 MB a reference and tap), without capture.
+        self._plain: Session | None = None
+        self._plain_runtime = "ort-cuda" if device == "cuda" else "ort-cpu"
         plain = ort.SessionOptions()
         plain.log_severity_level = 3
         plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -106,14 +112,17 @@ class CudaGraphSession:
     def bind(self, name: str, value: Array) -> None:
         """Set a constant input until it is bound again."""
         array = np.asarray(value, order="C")
-        if name.startswith("memory_") and array.shape[1] > MAX_REFERENCES:
-            raise EngineError(
-                f"{array.shape[1]} references are too many for a CUDA graph (at most "
-                f"{MAX_REFERENCES}): use the FP32 engine, whose loop takes any number"
-            )
         with self._lock:
             self._bound[name] = array
             self._version += 1
+            fresh = [name]
+            if self._plain is None:
+                if not name.startswith("memory_") or array.shape[1] <= MAX_REFERENCES:
+                    return
+                self._plain = Session(self._path, self._plain_runtime)
+                fresh = list(self._bound)
+            for one in fresh:
+                self._plain.bind(one, self._bound[one])
 
     def _shape(self) -> tuple[int, int]:
         groups, count = self._bound["memory_a"].shape[:2]
@@ -122,6 +131,8 @@ class CudaGraphSession:
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run with the bound inputs and `feeds`; every output as an array of its own."""
         with self._lock:
+            if self._plain is not None and self._shape()[1] > MAX_REFERENCES:
+                return self._plain.run(feeds)
             captured = self._bucket((len(feeds["tiles"]), *self._shape()))
             for name, value in feeds.items():
                 captured.put(name, np.asarray(value, order="C"))

@@ -213,7 +213,10 @@ def _matches(out: Path, key: dict[str, Any]) -> bool:
     """True when the engine there was built under this key and is whole."""
     try:
         kept = json.loads(out.with_suffix(".key.json").read_text())
-        return bool(kept["key"] == key) and kept["bytes"] == out.stat().st_size
+        if kept["key"] != key or kept["bytes"] != out.stat().st_size:
+            return False
+        with out.open("rb") as file:
+            return bool(kept["sha256"] == hashlib.file_digest(file, "sha256").hexdigest())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -287,7 +290,8 @@ def _write(out: Path, plan: bytes, facts: dict[str, Any]) -> None:
     part = out.with_suffix(".part")
     part.write_bytes(plan)
     part.replace(out)
-    key_file.write_text(json.dumps({**facts, "bytes": len(plan)}, indent=1) + "\n")
+    whole = {"bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
+    key_file.write_text(json.dumps({**facts, **whole}, indent=1) + "\n")
 
 
 def _config(trt: Any, builder: Any, network: Any, place: Gpu | str, shapes: Shapes) -> Any:

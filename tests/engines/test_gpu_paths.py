@@ -268,8 +268,16 @@ def test_buckets_of_a_cuda_graph_answer_as_the_plain_session(graph):
     bound(session)
     bound(plain)
     assert np.allclose(session.run(feeds())["map"], plain.run(feeds())["map"], atol=1e-5)
-    with pytest.raises(EngineError, match="17 references are too many for a CUDA graph"):
-        bound(session, count=17)
+
+
+def test_more_references_than_a_bucket_takes_are_answered_without_capture(graph):
+    session, plain = bound(CudaGraphSession(graph, "cpu")), Session(graph, threads=1)
+    for count in (17, 64, 2, 17):
+        bound(session, count=count, seed=count)
+        bound(plain, count=count, seed=count)
+        ours, theirs = session.run(feeds(2)), plain.run(feeds(2))
+        assert all(np.abs(ours[n] - theirs[n]).max() < 1e-4 for n in ours)
+    assert [n for _b, _g, n in session._buckets] == [2]
 
 
 def test_answers_of_a_bucket_are_not_overwritten_by_the_next_run(graph):

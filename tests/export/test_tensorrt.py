@@ -161,7 +161,10 @@ def test_an_engine_without_its_key_or_cut_short_is_built_again(nano):
     whole = built.path.read_bytes()
     built.path.write_bytes(whole[:-1])
     assert not tensorrt.kept(source, built.path, "sm89", "fp16")
+    built.path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert not tensorrt.kept(source, built.path, "sm89", "fp16")
     built.path.write_bytes(whole)
+    assert tensorrt.kept(source, built.path, "sm89", "fp16")
     built.path.with_suffix(".key.json").write_text("{")
     assert not tensorrt.kept(source, built.path, "sm89", "fp16")
 
