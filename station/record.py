@@ -9,6 +9,7 @@ in one series of files, the form that `station replay --verify` wants.
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from station.parts import PartRecord
 from station.record_budget import free_bytes
@@ -72,11 +73,13 @@ class Recorder:
         }
 
     def _recover(self) -> None:
-        try:
-            for found in recover(self._settings.folder):
-                self._tell("recording_recovered", "warning", str(found))
-        except OSError as error:
-            self._tell("recording_failed", "error", f"recovery: {error}")
+        """Nothing that lies in the folder may keep the station from starting."""
+
+        def failed(part: Path, why: str) -> None:
+            self._tell("recording_failed", "error", f"recovery of {part.name}: {why}")
+
+        for found in recover(self._settings.folder, failed):
+            self._tell("recording_recovered", "warning", str(found))
 
     def frame(self, frame: Frame) -> None:
         """A frame that belongs to no part: kept `pre_trigger_s` long in the ring."""

@@ -1,22 +1,20 @@
 """Read MCAP as a stream: a file cut anywhere is a normal end, and what was lost is told.
 
-Record by record, nothing is sought and no index is needed. A chunk whose checksum fails is
-skipped and counted; the records after it are still read.
+Record by record, nothing is sought and no index is needed. A chunk whose checksum fails, or any
+other record that cannot be parsed, is skipped and counted; the records after it are still read.
 """
 
 import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 from mcap.data_stream import ReadDataStream
-from mcap.exceptions import McapError
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, Message, Metadata, Schema
-from mcap.stream_reader import CRCValidationError, breakup_chunk
+from mcap.records import Channel, Chunk, McapRecord, Message, Metadata, Schema
+from mcap.stream_reader import breakup_chunk
 
 MAGIC = b"\x89MCAP0\r\n"
 RECORD_LIMIT = 1 << 30  # a length field above this is damage, not a record
@@ -94,40 +92,21 @@ class RecordingReader:
         if len(head) < 9:
             return None
         opcode, length = struct.unpack("<BQ", head)
-        if length > RECORD_LIMIT:
+        if opcode == 0 or length > RECORD_LIMIT:  # 0: zeros that a power cut left, no record
             return None
         payload = self._stream.read(length)
         return (opcode, payload) if len(payload) == length else None
 
     def _record(self, opcode: int, payload: bytes) -> Iterator[Item]:
-        if opcode == Opcode.CHUNK:
-            yield from self._chunk(payload)
-            return
-        data = ReadDataStream(BytesIO(payload))
-        if opcode == Opcode.METADATA:
-            metadata = Metadata.read(data)
-            self.metadata[metadata.name] = dict(metadata.metadata)
-        elif opcode == Opcode.SCHEMA:
-            self._learn(Schema.read(data))
-        elif opcode == Opcode.CHANNEL:
-            self._learn(Channel.read(data))
-        elif opcode == Opcode.MESSAGE:
-            yield from self._message(Message.read(data, len(payload)))
-
-    def _chunk(self, payload: bytes) -> Iterator[Item]:
         try:
-            chunk = Chunk.read(ReadDataStream(BytesIO(payload)))
-            records = breakup_chunk(chunk, validate_crc=True)
-        except (CRCValidationError, McapError, struct.error, zlib.error, ValueError, MemoryError):
-            self._bad_chunks += 1
-            return
-        except Exception as error:  # zstandard's own error type, known only where it is installed
-            if type(error).__name__ != "ZstdError":
-                raise
+            records = _parsed(opcode, payload)
+        except Exception:  # any: one wrong byte raises whatever the parsers and zstd happen to
             self._bad_chunks += 1
             return
         for record in records:
-            if isinstance(record, Message):
+            if isinstance(record, Metadata):
+                self.metadata[record.name] = dict(record.metadata)
+            elif isinstance(record, Message):
                 yield from self._message(record)
             elif isinstance(record, Schema | Channel):
                 self._learn(record)
@@ -151,6 +130,23 @@ class RecordingReader:
             log_time=message.log_time,
             data=message.data,
         )
+
+
+def _parsed(opcode: int, payload: bytes) -> Sequence[McapRecord]:
+    """The records in this one that matter here; raises anything where it is damaged."""
+    data = ReadDataStream(BytesIO(payload))
+    if opcode == Opcode.CHUNK:
+        chunk = Chunk.read(data)
+        if chunk.uncompressed_size > RECORD_LIMIT:
+            raise ValueError("a chunk's size is damaged")
+        return breakup_chunk(chunk, validate_crc=True)
+    if opcode == Opcode.METADATA:
+        return [Metadata.read(data)]
+    if opcode == Opcode.SCHEMA:
+        return [Schema.read(data)]
+    if opcode == Opcode.CHANNEL:
+        return [Channel.read(data)]
+    return [Message.read(data, len(payload))] if opcode == Opcode.MESSAGE else []
 
 
 def open_reader(path: Path) -> RecordingReader:

@@ -15,7 +15,8 @@ Free = Callable[[Path], int]
 
 
 def _units(folder: Path, kind: str) -> list[Unit]:
-    files = sorted(folder.glob(f"rec-*-{kind}.mcap"))
+    """What is there of this class, oldest first, with what recovery set aside or had to leave."""
+    files = sorted(folder.glob(f"rec-*-{kind}.mcap*"))
     return [Unit(file.name, file.stat().st_size) for file in files]
 
 
