@@ -127,7 +127,7 @@ class Bridge:
         if number >> 32 != self.prefix:
             return
         with self._lock:
-            self._handshake.answer(number & 0xFFFFFFFF, answer)
+            self._handshake.answer(number & 0xFFFFFFFF, answer, self._clock())
             self._show()
 
     def _show(self, *, beat: bool = False) -> None:

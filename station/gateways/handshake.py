@@ -89,8 +89,13 @@ class Handshake:
         """No part in flight. The refusal of id 0 cannot be acknowledged, so it never blocks."""
         return self.phase is Phase.IDLE or (self.phase is Phase.VALID and self.trigger_id == 0)
 
-    def answer(self, trigger_id: int, outcome: Outcome) -> bool:
-        """The station's last word on a part; False if it is not the part in flight."""
+    def answer(self, trigger_id: int, outcome: Outcome, now: float) -> bool:
+        """The station's last word on a part; False if it is not the part in flight, or too late.
+
+        It looks at the clock itself: after a stopped process or a paused machine the answer is
+        read from the socket before any `tick()`.
+        """
+        self.tick(now)
         if self.phase is not Phase.BUSY or trigger_id != self.trigger_id:
             return False
         self._valid(outcome)

@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,15 @@ class OpcuaSettings:
 class OpcuaGateway:
     """The OPC UA server, the link that triggers and the watch that sees every result."""
 
-    def __init__(self, address: StationAddress, settings: OpcuaSettings) -> None:
+    def __init__(
+        self,
+        address: StationAddress,
+        settings: OpcuaSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         _refuse_open_door(settings)
+        self._clock = clock
         self.address, self.settings = address, settings
         self.prefix = secrets.randbits(32)
         self.health = Health()
@@ -173,13 +182,18 @@ class OpcuaGateway:
         deadline_ms = deadline_ms or self.settings.deadline_ms
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[trigger_id] = future
+        wait_s = deadline_ms / 1000 + GRACE_S
+        until = self._clock() + wait_s
         try:
             self.link.trigger(trigger_id, part_id or str(trigger), deadline_ms)
-            return await asyncio.wait_for(future, deadline_ms / 1000 + GRACE_S)
+            answer = await asyncio.wait_for(future, wait_s)
         except TimeoutError:
             return self._refuse(trigger_id, Code.NO_ANSWER)
         finally:
             del self._waiting[trigger_id]
+        # After a stopped process or a paused machine the answer can meet the loop before the
+        # timer does: what comes after the time limit is none.
+        return answer if self._clock() <= until else self._refuse(trigger_id, Code.NO_ANSWER)
 
     async def _by_id(self, _parent: Any, result_id: Any) -> list[Any]:
         """The method GetResultById: Error 0 and the fields, or -1 and empty fields."""

@@ -30,7 +30,7 @@ def test_one_part_from_ready_to_acknowledged():
     assert shake.plc(PlcWords(1, 42), 0.0) == 42
     assert shown(shake)[0] & Bits.BUSY and not shown(shake)[0] & Bits.READY
     assert shake.image().trigger_echo == 1
-    assert shake.answer(42, OK)
+    assert shake.answer(42, OK, 1.0)
     assert accept(encode(shake.image(), 5, 1), 42, 0)
     shake.plc(PlcWords(1, 42, ack_id=42), 0.1)
     assert shake.phase is Phase.IDLE and shown(shake)[2] is Word.NONE
@@ -48,14 +48,14 @@ def test_the_first_write_after_a_start_triggers_nothing():
 def test_one_write_may_acknowledge_and_trigger():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
-    shake.answer(1, OK)
+    shake.answer(1, OK, 0.1)
     assert shake.plc(PlcWords(2, 2, ack_id=1), 0.1) == 2
 
 
 def test_a_trigger_before_the_acknowledgement_is_refused_as_overrun():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
-    shake.answer(1, OK)
+    shake.answer(1, OK, 0.1)
     assert shake.plc(PlcWords(2, 2), 0.1) is None
     assert shown(shake)[1:] == (2, Word.REFUSED, Code.OVERRUN)
 
@@ -64,7 +64,7 @@ def test_a_trigger_while_busy_is_refused_and_the_first_answer_is_dropped():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
     assert shake.plc(PlcWords(2, 2), 0.1) is None
-    assert not shake.answer(1, OK) and not shake.answer(2, OK)
+    assert not shake.answer(1, OK, 0.1) and not shake.answer(2, OK, 0.1)
     assert shown(shake)[1:] == (2, Word.REFUSED, Code.OVERRUN)
 
 
@@ -79,7 +79,7 @@ def test_id_zero_is_refused_and_does_not_block_the_line():
 def test_losing_the_station_withdraws_an_unread_ok():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
-    shake.answer(1, OK)
+    shake.answer(1, OK, 0.1)
     shake.station(Health())
     assert shown(shake)[2:] == (Word.REFUSED, Code.LINK_LOST)
     shake.station(UP)  # and it does not come back
@@ -90,7 +90,7 @@ def test_losing_the_station_ends_a_part_in_flight():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
     shake.station(Health())
-    assert not shake.answer(1, OK)
+    assert not shake.answer(1, OK, 0.1)
     assert shown(shake)[1:] == (1, Word.REFUSED, Code.LINK_LOST)
 
 
@@ -101,7 +101,17 @@ def test_no_answer_in_time_is_a_refusal_and_a_later_one_is_dropped():
     assert shake.phase is Phase.BUSY
     shake.tick(1.01)
     assert shown(shake)[1:] == (1, Word.REFUSED, Code.NO_ANSWER)
-    assert not shake.answer(1, OK)
+    assert not shake.answer(1, OK, 0.1)
+
+
+def test_an_answer_after_the_time_limit_is_refused_without_any_tick():
+    """A stopped process reads the answer from its socket before its clock has ticked."""
+    for late, taken in ((1.0, True), (1.01, False), (60.0, False)):
+        shake = synced()
+        shake.plc(PlcWords(1, 42), 0.0)
+        assert shake.answer(42, OK, late) is taken
+        assert accept(encode(shake.image(), 5, 1), 42, 0) is taken
+        assert shown(shake)[3] is (Code.SCORE if taken else Code.NO_ANSWER)
 
 
 def test_triggers_without_a_ready_station_are_refused_with_the_cause():
@@ -120,7 +130,7 @@ class AnyHandshake(RuleBasedStateMachine):
         self.words = PlcWords()
         self.now = 0.0
         self.truth = {}  # id -> the verdict word the station gave while that id was asked for
-        self.asked = None
+        self.asked, self.asked_at = None, 0.0
 
     @rule(
         step=st.integers(0, 1),
@@ -136,12 +146,12 @@ class AnyHandshake(RuleBasedStateMachine):
             self.truth.pop(trigger_id, None)  # a new part under an old id starts without verdict
         if asked is not None:
             assert asked == trigger_id and self.shake.health == UP
-            self.asked = asked
+            self.asked, self.asked_at = asked, self.now
 
     @rule(trigger_id=st.integers(0, 4), word=st.sampled_from(Word))
     def station_answers(self, trigger_id, word):
-        if self.shake.answer(trigger_id, Outcome(word=word, code=Code.SCORE)):
-            assert trigger_id == self.asked
+        if self.shake.answer(trigger_id, Outcome(word=word, code=Code.SCORE), self.now):
+            assert trigger_id == self.asked and self.now - self.asked_at <= self.shake.wait_s
             self.truth[trigger_id] = word
 
     @rule(health=st.builds(Health, link=st.booleans(), ready=st.booleans()))
