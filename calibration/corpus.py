@@ -2,14 +2,15 @@
 
 The stem is frozen, so every picture passes it once; features lie as FP16 in one memory-mapped file
 under `build/`, and an epoch touches only the small transformer. A corpus is named by the hash of
-its recipe: the same request is never computed twice, a broken-off one is begun again.
+its recipe and of what lies in its folders: the same request is never computed twice, a broken-off
+one is begun again, and a picture or label that changed makes another corpus.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.datasets import Dataset, Sample, area_mask, load_dataset, read_image, read_mask
+from calibration.datasets import (
+    Dataset,
+    Sample,
+    area_mask,
+    listing,
+    load_dataset,
+    read_image,
+    read_mask,
+)
+from calibration.descriptions import LabelledPart, describe_part, own_text
 from calibration.procedural import Kind
 from calibration.synthetic import make_defect
+from engines.errors import SourceError
 from engines.preprocess import resize
 from export.model import SpgddGpt
 
 CHANNELS, GRID, LABEL = 272, 15, 60
 BATCH = 16
+VERSION = 4  # of what a corpus holds
+COLUMNS = ("labels", "kind", "normal", "located", "real", "category", "text", "written")
+LONGEST_TEXT = 400  # characters kept of a text; the text tower reads 77 tokens
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,18 @@ class CorpusSpec:
     seed: int = 42
 
     def key(self) -> str:
-        """Name of the cache folder."""
-        text = json.dumps([asdict(self), 3], sort_keys=True)
+        """Name of the cache folder; reads what the sets hold. SourceError where one is no set."""
+        sets = [listing(Path(root), self.split) for root in self.sets]
+        text = json.dumps([asdict(replace(self, sets=())), sets, VERSION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture: RGB u8 (240,240,3), covered fraction f32 (60,60), which kind, what it shows."""
+    """One picture: RGB u8 (240,240,3), covered fraction f32 (60,60), which kind, what it shows.
+
+    `text` says it in words; `written` True when a person wrote them, False when they are derived.
+    """
 
     tile: NDArray[np.uint8]
     label: NDArray[np.float32]
@@ -58,11 +76,16 @@ class Record:
     located: bool
     real: bool
     category: str
+    text: str
+    written: bool
 
 
 @dataclass
 class Corpus:
-    """Features f16 (N,272,15,15) memory-mapped; labels f16 (N,60,60); one entry of each list."""
+    """Features f16 (N,272,15,15) memory-mapped; labels f16 (N,60,60); one entry of each list.
+
+    `key` is that of its spec: what it was made of.
+    """
 
     features: NDArray[np.float16]
     labels: NDArray[np.float16]
@@ -71,6 +94,9 @@ class Corpus:
     located: NDArray[np.bool_]
     real: NDArray[np.bool_]
     category: NDArray[np.str_]
+    text: NDArray[np.str_]
+    written: NDArray[np.bool_]
+    key: str = ""
     by_kind: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,15 +146,22 @@ def _real(
         if gone and variant > 0:
             continue
         tile = np.ascontiguousarray(resize(seen)[..., ::-1])
+        # What a person wrote of the part is true of the whole picture; flips move its places.
+        words = own_text(sample) if variant == 0 else None
+        told = words or _derived(dataset.noun, sample.category, sample.normal, seen, area)
         yield Record(
-            tile, label, dataset.name, sample.normal, sample.located, True, sample.category
-        )
+            tile, label, dataset.name, sample.normal, sample.located, True, sample.category,
+            told[:LONGEST_TEXT], words is not None,
+        )  # fmt: skip
     for _ in range(spec.made_per_normal if sample.normal else 0):
         good = resize(augment(rng, image, None)[0])
         donor = good[::-1, ::-1].copy() if rng.uniform() < 0.5 else _pick(rng, donors)
         made = make_defect(rng, good, donor)
         tile = np.ascontiguousarray(made.image[..., ::-1])
-        yield Record(tile, _label(made.mask), dataset.name, False, True, False, made.category)
+        told = _derived(dataset.noun, made.category, False, made.image, made.mask)
+        yield Record(
+            tile, _label(made.mask), dataset.name, False, True, False, made.category, told, False
+        )
 
 
 def _procedural(
@@ -136,16 +169,28 @@ def _procedural(
 ) -> Iterator[Record]:
     name = f"kind-{kind.seed}-{kind.material}"
     for index in range(spec.parts_per_kind):
-        good = kind.part(rng)
-        label = np.zeros((LABEL, LABEL), np.float32)
+        good, mask = kind.part(rng), None
         normal, category = index % 5 < 2, "normal"
         if not normal:
             donor = kind.part(rng) if rng.uniform() < 0.4 else _pick(rng, donors)
             made = make_defect(rng, good, donor)
-            good, label, category = made.image, _label(made.mask), made.category
-        yield Record(
-            np.ascontiguousarray(good[..., ::-1]), label, name, normal, True, False, category
-        )
+            good, mask, category = made.image, made.mask, made.category
+        told = _derived(f"{kind.material} surface", category, normal, good, mask)
+        tile = np.ascontiguousarray(good[..., ::-1])
+        yield Record(tile, _label(mask), name, normal, True, False, category, told, False)
+
+
+def _derived(
+    noun: str,
+    category: str,
+    normal: bool,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_] | None,
+) -> str:
+    """The derived text of a picture (H,W,3) with its mask (H,W), None where none is known."""
+    known = np.zeros(image.shape[:2], np.bool_) if mask is None else mask
+    part = LabelledPart(noun, category, normal, np.ascontiguousarray(known))
+    return str(describe_part(np.ascontiguousarray(image), part))[:LONGEST_TEXT]
 
 
 def augment(
@@ -175,13 +220,17 @@ def _pick(rng: np.random.Generator, donors: Sequence[NDArray[np.uint8]]) -> NDAr
 def build_corpus(
     spec: CorpusSpec, folder: Path, model: SpgddGpt, say: Callable[[str], None] = print
 ) -> Corpus:
-    """Read the cached corpus of `spec` under `folder`, or compute it (minutes) and keep it."""
-    home = folder / spec.key()
+    """Read the cached corpus of `spec` under `folder`, or compute it (minutes) and keep it.
+
+    SourceError when a folder is no set, or there is no picture at all in the split.
+    """
+    key = spec.key()
+    home = folder / key
     if not (home / "done").is_file():
         _compute(spec, home, model, say)
     table = np.load(home / "table.npz")
     features = np.load(home / "features.npy", mmap_mode="r")
-    return Corpus(features=features, **{name: table[name] for name in table.files})
+    return Corpus(features=features, key=key, **{name: table[name] for name in COLUMNS})
 
 
 def _compute(spec: CorpusSpec, home: Path, model: SpgddGpt, say: Callable[[str], None]) -> None:
@@ -195,19 +244,24 @@ def _compute(spec: CorpusSpec, home: Path, model: SpgddGpt, say: Callable[[str],
             if count % (BATCH * 32) == 0:
                 rate = count / (time.monotonic() - start)
                 say(f"corpus: {count} pictures through the stem, {rate:.0f}/s")
+    if not count:
+        raise SourceError(
+            f"{', '.join(spec.sets)}: no picture in the split {spec.split}: "
+            "add some, or leave the set out"
+        )
     raw = np.memmap(home / "features.raw", np.float16, "r", shape=(count, CHANNELS, GRID, GRID))
     np.save(home / "features.npy", raw)
     (home / "features.raw").unlink()
     columns = list(zip(*kept, strict=True))
-    names = ("labels", "kind", "normal", "located", "real", "category")
-    table: dict[str, Any] = {n: np.array(c) for n, c in zip(names, columns, strict=True)}
+    table: dict[str, Any] = {n: np.array(c) for n, c in zip(COLUMNS, columns, strict=True)}
     np.savez(home / "table.npz", **table)
     (home / "done").write_text(json.dumps(asdict(spec)))
     cv2.imwrite(str(home / "sample.png"), contact_sheet(records(spec)))
 
 
-def _row(record: Record) -> tuple[str, bool, bool, bool, str]:
-    return (record.kind, record.normal, record.located, record.real, record.category)
+def _row(record: Record) -> tuple[str | bool, ...]:
+    """All columns but the label, in the order of COLUMNS."""
+    return tuple(getattr(record, name) for name in COLUMNS[1:])
 
 
 def _batches(source: Iterator[Record]) -> Iterator[list[Record]]:

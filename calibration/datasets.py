@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import SourceError
+from engines.errors import SourceError, UsageError
 
 SEED = 42
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -95,6 +95,50 @@ def set_name(root: Path) -> str:
     """What a set is called everywhere (nouns, corpus, reports): its folder's name in lower case."""
     name = Path(root).name
     return (name if name not in {"", ".."} else Path(root).resolve().name).lower()
+
+
+def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by the name of their set; UsageError where two have the same."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = set_name(folder)
+        if name in found:
+            raise UsageError(
+                f"{found[name]} and {folder} are both called {name}: rename one of the folders"
+            )
+        found[name] = folder
+    return found
+
+
+def left_out(asked: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Names of sets as given by a person, in any case; UsageError for one that is not there."""
+    known, found = list(names), [set_name(Path(name)) for name in asked]
+    for name in found:
+        if name not in known:
+            raise UsageError(f"no set {name} to leave out: --data names {', '.join(known)}")
+    return found
+
+
+def listing(root: Path, split: str) -> list[Any]:
+    """What a split of a set holds now, as plain values: names, labels, sizes and times of files.
+
+    Two listings are equal when nothing that a corpus is made of was changed, added or removed.
+    """
+    found: list[Any] = [str(Path(root).resolve())]
+    for s in load_dataset(root).of(split):
+        files = [s.image, *([s.mask] if s.mask else []), s.image.with_suffix(".json")]
+        label = (s.category, s.normal, s.split, s.text, s.above, s.polygons)
+        found.append([[_stamp(file) for file in files], label])
+    return found
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """Path, bytes and time of last change (ns); -1 where there is no file."""
+    try:
+        known = file.stat()
+    except OSError:
+        return str(file.resolve()), -1, -1
+    return str(file.resolve()), known.st_size, known.st_mtime_ns
 
 
 def _read_index(index: Path) -> list[Sample]:

@@ -1,8 +1,9 @@
 """TADD-style texts (Section IV-B) from mask and pixels: derived, and marked as derived.
 
 A scene sentence, then one with category, count, location, shape, size and colour, in the very words
-the station uses (engines.facts). A human text beside an image (`index.jsonl` key `text`, or a JSON
-file of the same name with `text`) takes precedence.
+the station uses (engines.facts). A human text of an image (`index.jsonl` key `text`, or a JSON file
+of the same name with `text`) takes precedence: `calibration.corpus` keeps one text of each picture
+with the mark whether a person wrote it, `calibration.stage_text` trains on them.
 """
 
 import json
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.datasets import Sample
+from engines.errors import SourceError
 from engines.facts import GRID, Area, colour_word, extent_and_shape, location_word
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
@@ -20,11 +23,10 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 @dataclass(frozen=True)
 class Text:
-    """Scene and finding; `derived` False when a person wrote it."""
+    """Scene and finding, both derived; what a person wrote is a plain string (`own_text`)."""
 
     scene: str
     finding: str
-    derived: bool
 
     def __str__(self) -> str:
         return f"{self.scene} {self.finding}".strip()
@@ -40,30 +42,37 @@ class LabelledPart:
     mask: NDArray[np.bool_]
 
 
-def human_text(image: Path) -> Text | None:
-    """The text a person wrote: `<image>.json` beside it, key `text`. None if there is none."""
+def own_text(sample: Sample) -> str | None:
+    """What a person wrote of a part: in the index, else in a JSON file beside the image; or None.
+
+    SourceError when that file is no JSON.
+    """
+    return _said(sample.text) or human_text(sample.image)
+
+
+def human_text(image: Path) -> str | None:
+    """The key `text` of `<image>.json`; None without such a file or key. SourceError: no JSON."""
     beside = image.with_suffix(".json")
     if not beside.is_file():
         return None
-    body = json.loads(beside.read_text(encoding="utf-8"))
-    text = body.get("text") if isinstance(body, dict) else None
-    return Text("", text, derived=False) if isinstance(text, str) and text.strip() else None
+    try:
+        body = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{beside} is no JSON file ({error}): correct or remove it") from error
+    return _said(body.get("text")) if isinstance(body, dict) else None
 
 
-def describe_part(
-    image_bgr: NDArray[np.uint8],
-    part: LabelledPart,
-    source: Path | None = None,
-) -> Text:
-    """Text of one part from its picture (H,W,3) u8 and mask (H,W)."""
-    written = human_text(source) if source is not None else None
-    if written is not None:
-        return written
+def _said(text: object) -> str | None:
+    return " ".join(text.split()) or None if isinstance(text, str) else None
+
+
+def describe_part(image_bgr: NDArray[np.uint8], part: LabelledPart) -> Text:
+    """Derived text of one part from its picture (H,W,3) u8 and mask (H,W)."""
     scene = scene_sentence(part.noun, image_bgr)
     if part.normal:
-        return Text(scene, f"The {part.noun} shows no defect.", derived=True)
+        return Text(scene, f"The {part.noun} shows no defect.")
     if not part.mask.any():
-        return Text(scene, f"The {part.noun} is defective ({part.category}).", derived=True)
+        return Text(scene, f"The {part.noun} is defective ({part.category}).")
     high, wide = part.mask.shape
     main = largest(part.mask)
     extent, shape = extent_and_shape(main, Area(0, 0, wide, high))
@@ -72,7 +81,7 @@ def describe_part(
         f"{_count_phrase(part)} at {location_word(main)}: {shape}, "
         f"about {extent:.0f} px long, {colour}."
     )
-    return Text(scene, finding, derived=True)
+    return Text(scene, finding)
 
 
 def scene_sentence(noun: str, image_bgr: NDArray[np.uint8]) -> str:

@@ -7,7 +7,7 @@ head's trust in the text cue and the score's weight on the known sets' validatio
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from calibration.corpus import Corpus, CorpusSpec, build_corpus
-from calibration.datasets import NOUNS
+from calibration.datasets import NOUNS, named_sets
+from calibration.entry import run_command
+from calibration.resume import keep, take_up
 from calibration.stage_head import fit_head, see
 from calibration.stage_local import LocalSettings, attach, start_local, train_local
 from calibration.stage_score import choose_score, harmonic
@@ -24,9 +26,10 @@ from calibration.stage_text import ensemble_anchors
 from calibration.stage_vision import answers, gather, trusted
 from calibration.training import (
     CLS_SCALE,
+    Held,
     Log,
     figures_of,
-    good_parts,
+    held_sets,
     memory_of,
     start_model,
 )
@@ -35,22 +38,28 @@ from export.model.clip import LocalTap
 from export.model.tddf import unit
 from export.model.weights import save_weights
 
-Held = dict[str, tuple[Corpus, Corpus]]
-"""Per known set: good train parts (memory) and the validation split."""
-
 
 def made_tap(corpus: Corpus, half: int, kept: Path, log: Log) -> LocalTap:
-    """The tap for unseen kinds, from the corpus's procedural kinds alone; kept in a file."""
-    local = LocalTap(half)
-    if kept.is_file():
-        local.load_state_dict(torch.load(kept))
-        return local
+    """The tap for unseen kinds, from the corpus's procedural kinds alone; kept in a file.
+
+    UsageError when that file is another run's.
+    """
+    local, settings = LocalTap(half), LocalSettings()
     made = replace(corpus)
     made.leave_out([k for k in made.by_kind if not k.startswith("kind-")])
+    of = {
+        "settings": [asdict(settings), half],
+        "data sets": corpus.key,
+        "procedural kinds": sorted(made.by_kind),
+    }
+    left = take_up(kept, of)
+    if left is not None:
+        local.load_state_dict(left)
+        return local
     rows = np.sort(np.random.default_rng(42).permutation(made.rows())[:200])
     start_local(local, corpus.features[rows])
-    train_local(local, made, LocalSettings(), log)
-    torch.save(local.state_dict(), kept)
+    train_local(local, made, settings, log)
+    keep(kept, of, local.state_dict())
     return local
 
 
@@ -107,16 +116,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = Log(args.out)
     model, anchors = start_model(args.start)
     assert anchors is not None
+    sets = named_sets(args.data)
     corpus = build_corpus(CorpusSpec(tuple(map(str, args.data))), args.cache, model.eval(), log)
-    val: Held = {}
-    for folder in args.data:
-        plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
-        held = build_corpus(plain, args.cache, model, log)
-        val[folder.name] = (good_parts(corpus, folder.name), held)
+    val = held_sets(sets, corpus, args.cache, model, log)
     model = finish(model, anchors, corpus, val, args.out, log)
     save_weights(model, args.weights, trained=args.trained)
     log(f"wrote {args.weights}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from calibration.corpus import Corpus, CorpusSpec, build_corpus, stem_features
-from calibration.datasets import Dataset, choose_shots, load_dataset, read_image
+from calibration.datasets import (
+    Dataset,
+    choose_shots,
+    left_out,
+    load_dataset,
+    named_sets,
+    read_image,
+)
+from calibration.entry import run_command
 from calibration.evaluate import summarise
 from calibration.finish import finish
 from calibration.metrics import auroc
 from calibration.stage_score import harmonic
 from calibration.stage_vision import VisionSettings, answers, encode_features, trusted
 from calibration.train import train_vision
-from calibration.training import CLS_SCALE, Log, good_parts, start_model
+from calibration.training import CLS_SCALE, Log, held_sets, start_model
 from engines.preprocess import resize
 from export.model import SpgddGpt
 from export.model.tddf import unit
@@ -70,32 +78,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/leave-out"))
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    home = args.out / args.out_of
+    sets = named_sets(args.data)
+    (gone,) = left_out([args.out_of], sets)
+    home = args.out / gone
     log = Log(home)
     model, _ = start_model(None)
     model.eval()
     corpus = build_corpus(CorpusSpec(tuple(map(str, args.data))), args.cache, model, log)
-    held: dict[str, Corpus] = {}
-    for folder in args.data:
-        plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
-        held[folder.name] = build_corpus(plain, args.cache, model, log)
-    val = {n: (good_parts(corpus, n), c) for n, c in held.items() if n != args.out_of}
-    corpus.leave_out([args.out_of])
+    val = held_sets(sets, corpus, args.cache, model, log)
+    _, unseen = val.pop(gone)
+    corpus.leave_out([gone])
     settings = VisionSettings(steps=args.steps, real_share=args.real_share)
     anchors = train_vision(model, corpus, val, settings, home, log)
     model = finish(model, anchors, corpus, val, home, log, text=False)
-    dataset = load_dataset(next(d for d in args.data if d.name == args.out_of))
+    dataset = load_dataset(sets[gone])
     body: dict[str, Any] = {
-        "left_out": args.out_of,
+        "left_out": gone,
         "steps": args.steps,
         "weight": float(model.score.weight),
     }
     for shots in (0, 1, 2, 4):
-        found = judge(model, anchors, dataset, held[args.out_of], shots, args.runs)
+        found = judge(model, anchors, dataset, unseen, shots, args.runs)
         body[str(shots)] = found
-        log(f"{args.out_of} never seen, {shots} shots", **found["mean"])
+        log(f"{gone} never seen, {shots} shots", **found["mean"])
     (home / "report.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

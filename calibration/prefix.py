@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from calibration.prefix_data import Example, cached_examples
 from calibration.prefix_known import known_of
 from calibration.prefix_school import Lesson, School, prefixes_of
+from calibration.resume import trained_of
 from engines.gguf_file import find_gguf
 from export.model.adapter import LEARNED, Prefix
 from export.model.weights import load_weights, save_weights
@@ -287,10 +287,9 @@ def main() -> None:
     extra = {**model.config.extra, "prefix_trained": True, "llm": path.name}
     extra["prefix_known"] = known_of([le.example for le in training]).to_text()
     model.config = replace(model.config, extra=extra)
-    with safe_open(args.weights, framework="pt") as file:
-        trained = (file.metadata() or {}).get("trained", model.config.trained)
-    trained = trained.replace("language prefix not trained", "language prefix trained")
-    save_weights(model, args.out / "weights.safetensors", trained=trained)
+    said = trained_of(args.weights, model.config.trained)
+    said = said.replace("language prefix not trained", "language prefix trained")
+    save_weights(model, args.out / "weights.safetensors", trained=said)
     (args.out / "prefix.json").write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
 

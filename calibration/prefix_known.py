@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from calibration.prefix_data import Example, cached_examples
+from calibration.resume import trained_of
 from engines.known import Known
 from export.model.weights import load_weights, save_weights
 
@@ -75,8 +75,7 @@ def main() -> None:
     model.config = replace(
         model.config, extra={**model.config.extra, "prefix_known": known.to_text()}
     )
-    with safe_open(args.weights, framework="pt") as file:
-        trained = (file.metadata() or {}).get("trained", model.config.trained)
+    trained = trained_of(args.weights, model.config.trained)
     save_weights(model, args.out, trained=trained)
     held = [e for e in examples if e.split == "val" and e.shots]
     for name in sorted({e.group[0] for e in held}):

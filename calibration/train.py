@@ -5,14 +5,16 @@
 3. vision again, projection free, against the text anchors;
 4. tap a, the head's trust and the score's weight for kinds never seen (`calibration.finish`).
 
-The prefix (stage d) is `calibration.prefix`. Every stage is resumable (OUT/*/state.pt), figures in
-OUT/metrics.jsonl, a plot in OUT/plot.png. `--quick` takes fewer steps. `--device cuda --bf16` puts
-the vision steps on a GPU: written, and run with `--device cpu --bf16` only, for want of a GPU.
+The prefix (stage d) is `calibration.prefix`. The same command goes on where it was broken off
+(OUT/held/state.pt, OUT/text.pt, OUT/free/state.pt, OUT/local.pt); OUT refuses a run with other
+settings, sets or start weights. Figures in OUT/metrics.jsonl, a plot in OUT/plot.png. `--quick`
+takes fewer steps. `--device cuda --bf16` puts the vision steps on a GPU: written, and run with
+`--device cpu --bf16` only, for want of a GPU.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ import torch
 from torch import Tensor
 
 from calibration.corpus import Corpus, CorpusSpec, build_corpus
+from calibration.datasets import left_out, named_sets
+from calibration.entry import run_command
 from calibration.finish import finish
+from calibration.resume import digest, keep, take_up
 from calibration.stage_text import TextSettings, train_text
 from calibration.stage_vision import (
     Sampler,
@@ -33,10 +38,11 @@ from calibration.stage_vision import (
 )
 from calibration.training import (
     TAPS,
+    Held,
     Log,
     draw_plot,
     figures_of,
-    good_parts,
+    held_sets,
     known_anchors,
     memory_of,
     start_model,
@@ -50,20 +56,35 @@ STEPS = (600, 1080)
 QUICK = (600, 480)
 
 
+def identity(settings: VisionSettings, corpus: Corpus, val: Held, start: str) -> dict[str, Any]:
+    """Whose the state of a vision stage is; another device may go on with it."""
+    own = {k: v for k, v in asdict(settings).items() if k != "device"}
+    return {
+        "settings": own,
+        "data sets": [corpus.key, {name: held.key for name, (_, held) in val.items()}],
+        "sets left out": sorted(corpus.by_kind),
+        "start weights": start,
+    }
+
+
 def train_vision(
     model: SpgddGpt,
     corpus: Corpus,
-    val: dict[str, tuple[Corpus, Corpus]],
+    val: Held,
     settings: VisionSettings,
     out: Path,
     log: Log,
     every: int = 150,
     anchors: Tensor | None = None,
+    start: str = "",
 ) -> Tensor:
     """Train in place and leave the best averaged weights (by validation); anchors (2,E).
 
-    `anchors` given: go on from a trained model whose text tower already speaks these.
+    `anchors` given: go on from a trained model whose text tower already speaks these; `start` says
+    which. UsageError when `out` holds the state of another run.
     """
+    state_file, of = out / "state.pt", identity(settings, corpus, val, start)
+    left = take_up(state_file, of)
     sampler = Sampler(corpus, settings)
     probe = np.sort(sampler.rng.permutation(corpus.rows())[:600])
     if anchors is None:
@@ -74,11 +95,10 @@ def train_vision(
     optimiser = torch.optim.AdamW(trainer.groups(), settings.lr, weight_decay=settings.weight_decay)
     plan = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s, settings))
     average = [p.detach().clone() for p in weights]
-    out.mkdir(parents=True, exist_ok=True)
-    state_file, first = out / "state.pt", 0
     best: dict[str, Any] = {"value": -1.0}
-    if state_file.is_file():
-        first = _resume(state_file, trainer, optimiser, plan, average, best, sampler)
+    first = 0
+    if left is not None:
+        first = _resume(left, trainer, optimiser, plan, average, best, sampler)
         log(f"vision: resumed at step {first}")
     sums: dict[str, float] = {}
     for step in range(first, settings.steps):
@@ -101,7 +121,7 @@ def train_vision(
             sums = {}
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             _validate(trainer, weights, average, val, best, log, step + 1)
-            _keep(state_file, trainer, optimiser, plan, average, best, sampler, step + 1)
+            keep(state_file, of, _state(trainer, optimiser, plan, average, best, sampler, step + 1))
     with torch.no_grad():
         for now, kept in zip(weights, best["weights"], strict=True):
             now.copy_(kept)
@@ -120,7 +140,7 @@ def _validate(
     trainer: VisionTrainer,
     weights: list[Any],
     average: list[Tensor],
-    val: dict[str, tuple[Corpus, Corpus]],
+    val: Held,
     best: dict[str, Any],
     log: Log,
     step: int,
@@ -150,9 +170,9 @@ def _validate(
     trainer.model.train()
 
 
-def _keep(path: Path, trainer: VisionTrainer, *rest: Any) -> None:
+def _state(trainer: VisionTrainer, *rest: Any) -> dict[str, Any]:
     optimiser, plan, average, best, sampler, step = rest
-    state = {
+    return {
         "weights": [p.detach() for p in trainer.trainable()],
         "optimiser": optimiser.state_dict(),
         "plan": plan.state_dict(),
@@ -161,13 +181,10 @@ def _keep(path: Path, trainer: VisionTrainer, *rest: Any) -> None:
         "rng": sampler.rng.bit_generator.state,
         "step": step,
     }
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
 
 
-def _resume(path: Path, trainer: VisionTrainer, *rest: Any) -> int:
+def _resume(state: dict[str, Any], trainer: VisionTrainer, *rest: Any) -> int:
     optimiser, plan, average, best, sampler = rest
-    state = torch.load(path, weights_only=False)
     with torch.no_grad():
         for now, kept in zip(trainer.trainable(), state["weights"], strict=True):
             now.copy_(kept)
@@ -212,42 +229,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run all stages."""
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    sets = named_sets(args.data)
+    gone = left_out(args.leave_out, sets)
     log = Log(args.out)
     model, known = start_model(args.start)
     corpus = build_corpus(
         CorpusSpec(tuple(map(str, args.data)), kinds=args.kinds), args.cache, model.eval(), log
     )
-    val = {}
-    for folder in args.data:
-        if folder.name in args.leave_out:
-            continue
-        plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
-        held = build_corpus(plain, args.cache, model, log)
-        val[folder.name] = (good_parts(corpus, folder.name), held)
-    corpus.leave_out(args.leave_out)
+    seen = {name: folder for name, folder in sets.items() if name not in gone}
+    val = held_sets(seen, corpus, args.cache, model, log)
+    corpus.leave_out(gone)
     held_back = VisionSettings(
         steps=args.steps[0], lr=args.lr, paper_literal=args.paper_literal,
         device=args.device, bf16=args.bf16,
     )  # fmt: skip
     if known is None:
         anchors = train_vision(model, corpus, val, held_back, args.out / "held", log)
-        for row in train_text(model, anchors, corpus, TextSettings()):
+        start = f"stage 2 {digest(identity(held_back, corpus, val, ''))}"
+        for row in train_text(model, anchors, corpus, TextSettings(), args.out / "text.pt"):
             log("text", **row)
         known = known_anchors(model)
+    else:
+        start = digest(args.start)
     free = replace(
         held_back, steps=args.steps[1], real_share=args.real_share, focus=args.focus,
         free_projection=True,
     )  # fmt: skip
-    train_vision(model, corpus, val, free, args.out / "free", log, anchors=known)
+    train_vision(model, corpus, val, free, args.out / "free", log, anchors=known, start=start)
     model = finish(model, known, corpus, val, args.out, log)
-    write_weights(model, args, log)
+    write_weights(model, args, list(seen), log)
     draw_plot(args.out / "metrics.jsonl", args.out / "plot.png")
 
 
-def write_weights(model: SpgddGpt, args: argparse.Namespace, log: Log) -> None:
-    """The weights file, with a sentence saying what it is."""
+def write_weights(
+    model: SpgddGpt, args: argparse.Namespace, names: Sequence[str], log: Log
+) -> None:
+    """The weights file, with a sentence saying what it is; names of the sets trained on."""
     path = args.weights or args.out / "nano.safetensors"
-    sets = " and ".join(f.name for f in args.data if f.name not in args.leave_out)
+    sets = " and ".join(names)
     steps = f"{args.steps[1]} steps on from {args.start}" if args.start else f"{args.steps} steps"
     trained = (
         f"trained {steps} on the train splits of {sets}, made defects and {args.kinds} procedural "
@@ -258,4 +277,4 @@ def write_weights(model: SpgddGpt, args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.corpus import Corpus
+from calibration.corpus import COLUMNS, Corpus, CorpusSpec, build_corpus
 from calibration.datasets import NOUNS
 from calibration.metrics import auroc
 from calibration.stage_text import ensemble_anchors
 from calibration.stage_vision import encode_features, gather
+from engines.errors import SourceError
 from export.model import SpgddGpt
 from export.model.tddf import unit
 from export.model.weights import load_weights
@@ -54,11 +56,36 @@ def figures_of(prefix: str, corpus: Corpus, found: dict[str, Any]) -> dict[str, 
     return {f"{prefix}/{k}": 100 * v for k, v in pairs.items() if v is not None}
 
 
+Held = dict[str, tuple[Corpus, Corpus]]
+"""Per set: good train parts (memory) and the validation split."""
+
+
+def held_sets(
+    sets: Mapping[str, Path],
+    corpus: Corpus,
+    cache: Path,
+    model: SpgddGpt,
+    log: Callable[[str], None],
+) -> Held:
+    """Good parts and validation split of every named set; SourceError where one has none."""
+    val: Held = {}
+    for name, folder in sets.items():
+        plain = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
+        val[name] = (good_parts(corpus, name), build_corpus(plain, cache, model, log))
+    return val
+
+
 def good_parts(corpus: Corpus, kind: str, count: int = 4, step: int = 5) -> Corpus:
-    """A few good real pictures of one kind (`step` skips the augmented copies of one part)."""
+    """A few good real pictures of one kind (`step` skips the augmented copies of one part).
+
+    SourceError when there is none.
+    """
     rows = np.flatnonzero((corpus.kind == kind) & corpus.normal & corpus.real)[::step][:count]
-    names = ("features", "labels", "kind", "normal", "located", "real", "category")
-    columns: dict[str, Any] = {name: np.asarray(getattr(corpus, name)[rows]) for name in names}
+    if not len(rows):
+        raise SourceError(f"{kind} has no good part in its train split: add some, or leave it out")
+    columns: dict[str, Any] = {
+        name: np.asarray(getattr(corpus, name)[rows]) for name in ("features", *COLUMNS)
+    }
     return Corpus(**columns)
 
 

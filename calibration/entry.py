@@ -1,0 +1,34 @@
+"""How every `python -m calibration.*` ends: a sentence and an exit code, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from engines.errors import StationError
+
+
+def run_command(main: Callable[[], Any]) -> NoReturn:
+    """Run a command and exit: 0, the StationError's code, 130 when interrupted, 1 for files.
+
+    OSError is a file or folder that a person named (a report, an output folder): its own words say
+    which. What is no fault of a person keeps its traceback.
+    """
+    try:
+        main()
+    except StationError as error:
+        _leave(str(error), error.code)
+    except KeyboardInterrupt:
+        _leave("interrupted: the same command begins again, a training goes on where it was", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe has gone: no fault
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _leave(f"{error.filename}: {error.strerror}: name another file or folder", 1)
+    sys.exit(0)
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)
