@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engines.bundle import sha256
-from engines.errors import EngineError
+from engines.errors import EngineError, UsageError
 from export.model.spgdd import SpgddGpt
 
 EPOCHS = {"699c4b84": "e32", "8fb26589": "e31"}
 """First eight hex digits of the published `.pt` files of ViT-B-16-plus-240, laion400m."""
 WANTED = "699c4b84"
+SHA256 = r"[0-9a-f]{8,64}"
+"""All of a sha256, or enough of its start that no other file has it by chance."""
+_E31 = re.compile(r"(?<![a-z0-9])e31(?![a-z0-9])")
 _IN_NAME = re.compile(r"-([0-9a-f]{8})\.(?:pt|bin|pth)$")
 
 
@@ -46,17 +49,30 @@ def locate(ref: str) -> Path:
         raise EngineError(f"{ref} could not be fetched: {first}") from error
 
 
-def verify(path: Path, ref: str, expected: str | None) -> str:
-    """sha256 of the file, checked against `expected` (any prefix) or the file's own name.
+def _named_e31(ref: str) -> bool:
+    """The word e31 in the name of the file or of the hub's repository, not in a folder's."""
+    parts = ref.removeprefix("hf://").split("/")
+    names = parts[1:2] + parts[-1:] if ref.startswith("hf://") else parts[-1:]
+    return any(_E31.search(name.lower()) for name in names)
 
-    Raises EngineError when it differs, when it is epoch 31, or when nothing vouches for the file.
+
+def verify(path: Path, ref: str, expected: str | None) -> str:
+    """sha256 of the file, checked against `expected` or the eight digits in the file's own name.
+
+    expected: all 64 hex digits, or at least the first 8. Raises UsageError when it is not that;
+    EngineError when it differs, when the file is epoch 31 (by its hash; by its name unless all 64
+    digits vouch for it), or when nothing vouches for it.
     """
+    if expected is not None and not re.fullmatch(SHA256, expected, re.IGNORECASE):
+        raise UsageError(f"'{expected}' is no sha256: give all 64 hex digits, or at least 8")
     digest = sha256(path)
     epoch = EPOCHS.get(digest[:8])
-    if epoch == "e31" or (epoch is None and "e31" in ref):
+    full = expected is not None and len(expected) == len(digest)
+    if epoch == "e31" or (epoch is None and not full and _named_e31(ref)):
         raise EngineError(
             f"{ref} is epoch 31, the paper's weights are epoch 32 (sha256 {WANTED}...): open_clip "
-            "3.3.0 resolves the tag laion400m_e32 to e31's repository, give the e32 file itself"
+            "3.3.0 resolves the tag laion400m_e32 to e31's repository, give the e32 file itself "
+            "(a file that only has this name passes with all 64 digits of its --sha256)"
         )
     named = _IN_NAME.search(ref)
     wanted = expected or (named.group(1) if named else None)

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch", reason="the reference model needs torch")
 from clipkit import NumpyClip, random_checkpoint  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-from engines.errors import EngineError  # noqa: E402
+from engines.errors import EngineError, UsageError  # noqa: E402
 from engines.text import tokenise  # noqa: E402
 from export.model import SpgddGpt, TextConfig, VisionConfig, preset  # noqa: E402
-from export.model.checkpoint import load_openclip  # noqa: E402
+from export.model.checkpoint import _named_e31, load_openclip  # noqa: E402
 from export.model.weights import load_own, load_weights, save_own, save_weights  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -98,9 +98,49 @@ def test_a_name_that_lies_is_refused(small):
 def test_epoch_31_is_refused_by_name_and_says_why(small):
     model, state, folder = small
     path, digest = written(folder, state, "vit_b_16_plus_240-laion400m_e31")
-    with pytest.raises(EngineError, match="epoch 31") as error:
-        load_openclip(model, str(path), digest)
-    assert "laion400m_e32" in str(error.value)
+    for expected in (None, digest[:8], digest[:63]):
+        with pytest.raises(EngineError, match="epoch 31") as error:
+            load_openclip(model, str(path), expected)
+        assert "laion400m_e32" in str(error.value)
+    assert load_openclip(model, str(path), digest) == digest  # all 64 digits say more than a name
+
+
+def test_a_folder_that_happens_to_hold_the_letters_of_an_epoch_is_none(small):
+    """te31st was refused, whatever the sha256 said."""
+    model, state, folder = small
+    for name in ("te31st", "e31"):
+        (folder / name).mkdir()
+    path, digest = written(folder, state)
+    for name in ("te31st/model", "e31/model", "some31/model", "ae310/model"):
+        place = folder / f"{name}-{digest[:8]}.pt"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(path.read_bytes())
+        assert load_openclip(model, str(place)) == digest
+
+
+@pytest.mark.parametrize(
+    ("ref", "named"),
+    [
+        ("hf://timm/vit_base_patch16_plus_clip_240.laion400m_e31/open_clip_model.safetensors", 1),
+        ("hf://te31st/vit.laion400m_e32/open_clip_model.safetensors", 0),
+        ("hf://e31/vit.laion400m_e32/open_clip_model.safetensors", 0),
+        ("/data/e31/vit-laion400m_e32-699c4b84.pt", 0),
+        ("vit-LAION400m-E31.safetensors", 1),
+        ("core31.safetensors", 0),
+        ("e310.safetensors", 0),
+    ],
+)
+def test_epoch_31_is_a_word_in_the_name_of_file_or_repository(ref, named):
+    assert _named_e31(ref) == bool(named)
+
+
+@pytest.mark.parametrize("expected", ["5", "", "1234567", "0x123456", "g" * 64, "0" * 65])
+def test_too_few_digits_vouch_for_nothing(small, expected):
+    """One digit fits one file in sixteen."""
+    model, state, folder = small
+    path, _ = written(folder, state)
+    with pytest.raises(UsageError, match="at least 8"):
+        load_openclip(model, str(path), expected)
 
 
 def test_loading_is_strict_and_names_the_key(small):
