@@ -16,7 +16,7 @@ from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
 from export.gate import TOLERANCES, Outcome, auc, compare, inspect  # noqa: E402
 from export.gate_distance import distance_error  # noqa: E402
-from export.gate_frames import GateFrame, GateSet, drawn_sets, gate_sets, to_tile  # noqa: E402
+from export.gate_frames import GateFrame, GateSet, drawn_sets, to_tile  # noqa: E402
 from export.gate_run import shown  # noqa: E402
 from export.graph import Graph, WeightStore  # noqa: E402
 from export.model import SpgddGpt, preset  # noqa: E402
@@ -237,19 +237,3 @@ def test_drawn_frames_are_the_same_every_time_and_hold_both_kinds():
     frames = [f for s in drawn_sets() for f in s.frames]
     assert len(frames) >= 32
     assert 0 < sum(f.normal for f in frames) < len(frames)
-
-
-@pytest.mark.shared
-def test_real_frames_come_from_all_three_sets(request):
-    from pathlib import Path
-
-    data = Path(request.config.rootpath).parent / "shared" / "data"
-    if not data.is_dir():
-        pytest.skip("no ../shared/data on this machine")
-    sets = gate_sets(data)
-    assert [s.name for s in sets] == ["bsdata", "cfd", "mt"]
-    assert sum(len(s.frames) for s in sets) >= 32
-    for s in sets:
-        assert any(f.mask is not None and f.mask.any() for f in s.frames)
-        assert s.references
-        assert s.held_out
