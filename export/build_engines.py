@@ -6,6 +6,7 @@ usage: python -m export.build_engines --preset nano --out DIR
 import argparse
 import hashlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engines.errors import EngineError, StationError
 from engines.tensorrt import TARGETS
 from export import compose
 from export.build_gpu import HALVES, build_ahead, build_gpu, drop_twins
+from export.build_request import check_request
 from export.build_weights import WeightsRequest, prepare_weights
 from export.bundle_writer import (
     WEIGHTS,
@@ -27,15 +29,17 @@ from export.bundle_writer import (
     write_frames,
     write_prompts,
 )
+from export.gate_data import DRAWN, USUAL, GateData, find_data
 from export.gate_frames import gate_sets
 from export.gate_run import run_gate
 from export.graph import Graph, WeightStore
 from export.model.config import ModelConfig
 from export.model.memory import MODES
-from export.model.weights import load_weights
+from export.model.weights import first_line, load_weights
 from export.progress import Progress
 from export.quantise import SCHEMES, quantised_encoder, shared_weights
 from export.reference import write_reference
+from export.staging import beside, install
 
 DECIDES = ("bundle", "detector", "preprocess", "selftest", "text")
 """Modules of `engines` that decide what a bundle holds."""
@@ -48,17 +52,20 @@ What happens, in this order; each line of progress shows step, seconds and what 
   2. engines    encoder, text, tddf, msspmm (3 modes), head, prefix, and the fused detector of each
                 mode; graphs refer to the weights, they do not copy them
   3. INT8       (unless --no-int8) the tower twice, quantised: dynamic, and static calibrated with
-                the good frames of --data; grafted into the detector of each mode
+                good frames of --data; grafted into the detector of each mode
   4. GPU        (with --gpu or --target) loop-free detectors with FP16 and with BF16 products
-  5. gate       every detector against PyTorch on 36 full-size frames: cosine per token, distances,
-                map, score, AUC, verdicts, latency. What fails is not shipped: the reason, the
-                figures and the first layer that drifted stay in the manifest. GPU engines are
-                judged with their rounding emulated on this CPU
+  5. gate       every part alone, then every detector, against PyTorch on at least 32 full-size
+                frames: cosine per token, distances, map, score, AUC, verdicts, latency. What fails
+                is not shipped: the reason, the figures and the first layer that drifted stay in the
+                manifest. GPU engines are judged with their rounding emulated on this CPU
   6. reference  raw outputs on drawn frames for the boot self-test
   7. manifest   hashes and every measured figure; written last
   8. beside it  TensorRT engines (--target), a language model (--llm)
 
-Nothing is rebuilt that is up to date: same weights, same code, same options, same files.
+All of it happens in a folder beside --out and is moved there at the end: a build that fails or is
+broken off leaves the bundle that was there as it was.
+
+Nothing is rebuilt that is up to date: same weights, code, options, frames of the gate and files.
 Minutes on 2 cores: nano about 1 (2 with INT8), paper about 3 (6 with INT8), and 2 GB of memory.
 
 examples:
@@ -75,7 +82,8 @@ examples:
 A checkpoint is checked: a .pt file against the eight hex digits in its own name, any other file
 against --sha256. Epoch 31 is refused by name: open_clip 3.3.0 serves it for the tag of epoch 32.
 
-exit codes: 0 built or up to date; 2 the command line is wrong; 5 anything else, in one sentence.
+exit codes: 0 built or up to date; 2 the command line is wrong; 130 interrupted (Ctrl-C); 5 anything
+else, in one sentence.
 """
 
 CARDS = "sm75 RTX 20, sm80 A100, sm86 RTX 30, sm89 RTX 40 and L4, sm120 RTX 50, sm121 GB10"
@@ -94,9 +102,9 @@ def parser() -> argparse.ArgumentParser:
     _weights_options(p.add_argument_group("weights"))
     gate = p.add_argument_group("gate")
     gate.add_argument(
-        "--data", type=Path, metavar="DIR",
-        help="folder of sets with index.jsonl for the gate and INT8 (default: ../shared/data if "
-        "it is there, else drawn parts)",
+        "--data", metavar=f"DIR|{DRAWN}",
+        help="folder of sets with index.jsonl for the gate and INT8, or the word "
+        f"'{DRAWN}' for drawn parts (default: {USUAL} if it is there, else drawn parts)",
     )  # fmt: skip
     gate.add_argument(
         "--int8", action=argparse.BooleanOptionalAction, default=True,
@@ -208,51 +216,60 @@ def up_to_date(out: Path, key: str) -> bool:
 
 
 def build(args: argparse.Namespace, progress: Progress) -> None:
-    """The whole build; raises EngineError in one sentence."""
-    data = args.data or Path("../shared/data")
-    data = data if data.is_dir() else None
+    """The whole build; raises StationError in one sentence. OUT changes only at its end."""
+    check_request(args)
+    data = find_data(args.data)
     request = WeightsRequest(
         args.preset, args.weights, args.checkpoint, args.parts, args.sha256, args.unverified
     )
-    source, digest = prepare_weights(request, args.out)
-    progress.step("weights")
-    gpu = bool(args.gpu or args.target)
-    key = source_key([args.preset, digest, str(data is not None), str(args.int8), str(gpu)])
-    if not args.force and up_to_date(args.out, key):
-        progress.say(f"{args.out} is up to date")
-    else:
-        build_bundle(args, data, (source, digest, key), progress)
+    with beside(args.out) as work:
+        source, digest = prepare_weights(request, work)
+        progress.step("weights")
+        gpu = bool(args.gpu or args.target)
+        key = source_key([args.preset, digest, data.identity, str(args.int8), str(gpu)])
+        if not args.force and up_to_date(args.out, key):
+            progress.say(f"{args.out} is up to date")
+        else:
+            progress.say(data.told)
+            draft = build_bundle(args, work, data, (source, digest, key), progress)
+            manifest = draft.manifest()
+            install(work, args.out, manifest.files)
+            size = sum((args.out / n).stat().st_size for n in manifest.files) / 2**20
+            told = f"{len(draft.engines)} engines, {size:.1f} MiB. {draft.trained}"
+            progress.say(f"{args.out}: {told}")
     extras(args, progress)
 
 
 def build_bundle(
-    args: argparse.Namespace, data: Path | None, facts: tuple[str, str, str], progress: Progress
-) -> None:
-    """Engines, gate, reference answers and manifest over the weights that lie in OUT."""
+    args: argparse.Namespace,
+    work: Path,
+    data: GateData,
+    facts: tuple[str, str, str],
+    progress: Progress,
+) -> Draft:
+    """Engines, gate, reference answers and manifest over the weights that lie in `work`."""
     source, digest, key = facts
-    model = load_weights(args.out / WEIGHTS)
-    store = WeightStore(args.out / WEIGHTS)
-    if model.config.name != args.preset:
-        raise EngineError(f"{source} holds weights of preset {model.config.name}: --preset differs")
+    model = load_weights(work / WEIGHTS)
+    store = WeightStore(work / WEIGHTS)
     trained = store.metadata.get("trained", model.config.trained)
-    draft = Draft(args.out, model.config, {"weights": source, "sha256": digest}, trained)
-    write_prompts(args.out)
-    write_frames(args.out)
-    build_parts(draft, store, progress)
+    draft = Draft(work, model.config, {"weights": source, "sha256": digest}, trained)
     sets = gate_sets(data)
+    write_prompts(work)
+    write_frames(work)
+    build_parts(draft, store, progress)
     if args.int8:
         build_int8(draft, store, [t for s in sets for t in s.held_out], progress)
     if args.gpu or args.target:
         build_gpu(draft, store, metadata(draft.config, trained), progress)
     run_gate(draft, model, sets, progress)
+    draft.gate["data"] = data.identity
     write_reference(draft)
-    drop_twins(args.out)
+    drop_twins(work)
     progress.step("reference answers")
     draft.built["key"] = key
     draft.write()
-    load_bundle(args.out.resolve())
-    size = sum((args.out / n).stat().st_size for n in draft.manifest().files)
-    progress.say(f"{args.out}: {len(draft.engines)} engines, {size / 2**20:.1f} MiB. {trained}")
+    load_bundle(work.resolve())
+    return draft
 
 
 def extras(args: argparse.Namespace, progress: Progress) -> None:
@@ -275,16 +292,34 @@ def extras(args: argparse.Namespace, progress: Progress) -> None:
         progress.say(f"{report.path}: sha256 {report.sha256}, hidden size {report.hidden}")
 
 
+def _unforeseen(error: Exception, doing: str) -> str:
+    """A sentence for what no check foresaw: what, after which step, where in the code."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"the build failed after the step '{doing}': {type(error).__name__}: {first_line(error)} "
+        f"({Path(frame.filename).name}, line {frame.lineno}); no half-built bundle was left; "
+        "report this sentence with the command"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is the error's."""
     args = parser().parse_args(argv)
-    steps = 16 + 14 * args.int8 + 12 * bool(args.gpu or args.target)
+    args.out = args.out.absolute()  # "." has no name to put a folder beside
+    steps = 24 + 14 * args.int8 + 12 * bool(args.gpu or args.target)
     progress = Progress(total=steps)
     try:
         build(args, progress)
     except StationError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except KeyboardInterrupt:
+        told = "no half-built bundle was left; run the command again"
+        print(f"interrupted after the step '{progress.latest}': {told}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"error: {_unforeseen(error, progress.latest)}", file=sys.stderr)
+        return EngineError.code
     return 0
 
 

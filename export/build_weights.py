@@ -1,21 +1,19 @@
 """Where a bundle's weights come from: this project's file, an OpenCLIP checkpoint, or a seed."""
 
+import json
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engines.bundle import BUNDLES, sha256
+from engines.bundle import BUNDLES, MANIFEST, sha256
 from engines.errors import EngineError
 from export.bundle_writer import WEIGHTS
 from export.model.checkpoint import load_openclip
-from export.model.config import ModelConfig
 from export.model.spgdd import SpgddGpt
-from export.model.weights import load_own, save_weights
+from export.model.weights import load_own, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -33,37 +31,35 @@ class WeightsRequest:
     sha256: str | None = None
     unverified: bool = False
 
-    def words(self) -> list[str]:
-        """For the build key."""
-        return [str(v) for v in vars(self).values()]
 
+def _shipped(preset: str) -> tuple[Path, str] | None:
+    """Weights of the shipped bundle of this preset and where they came from; None: none ships.
 
-def _shipped(preset: str) -> Path | None:
+    EngineError when they are not what the bundle's manifest says: a build would sign the damage.
+    """
     path = BUNDLES / preset / WEIGHTS
-    return path if path.is_file() else None
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.resolve() == target.resolve():
-        return
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
-        partial = Path(part.name)
-    shutil.copyfile(source, partial)
-    partial.chmod(0o644)
-    partial.replace(target)
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads((path.parent / MANIFEST).read_text())
+        expected, origin = manifest["files"][WEIGHTS], str(manifest["source"]["weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"the shipped bundle {path.parent} has no usable {MANIFEST}, so nothing vouches for "
+            "its weights: restore it, or name a file with --weights"
+        ) from error
+    if sha256(path) != expected:
+        raise EngineError(
+            f"{path} is not what its {MANIFEST} says: restore it, or name a file with --weights"
+        )
+    return path, origin
 
 
 def _with_config(model: SpgddGpt, request: WeightsRequest) -> SpgddGpt:
     """The same towers under the configuration of the own parts (head, TDDF, contexts)."""
     if request.parts is None:
         return model
-    if not request.parts.is_file():
-        raise EngineError(f"no file of trained parts at {request.parts}")
-    with safe_open(request.parts, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if "config" not in metadata:
-        raise EngineError(f"{request.parts} is not a file of this project's trained parts")
-    config = ModelConfig.from_json(metadata["config"])
+    config = read_config(request.parts)
     if config.vision != model.config.vision or config.embed_dim != model.config.embed_dim:
         raise EngineError(f"{request.parts} was trained for another tower than {request.preset}")
     whole = SpgddGpt(config)
@@ -91,22 +87,35 @@ def _made(request: WeightsRequest) -> tuple[SpgddGpt, str, str]:
     return whole, source, trained
 
 
+def _check_parts(request: WeightsRequest) -> None:
+    """What can be known of the files before a tower is made or fetched."""
+    if request.parts is not None:
+        if not request.parts.is_file():
+            raise EngineError(f"no file of trained parts at {request.parts}")
+        read_config(request.parts)
+
+
 def prepare_weights(request: WeightsRequest, out: Path) -> tuple[str, str]:
     """Put weights.safetensors into `out`; (source, sha256). Seeds are fixed, so twice is the same.
 
-    Raises EngineError when a file is missing, damaged, another epoch, or of another preset.
+    Nothing is written before the request is checked. Raises EngineError when a file is missing,
+    damaged, foreign, another epoch, or of another preset.
     """
-    out.mkdir(parents=True, exist_ok=True)
     target = out / WEIGHTS
     plain = request.checkpoint is None and request.parts is None
-    source = request.weights or (_shipped(request.preset) if plain else None)
+    shipped = _shipped(request.preset) if plain and request.weights is None else None
+    source, origin = shipped or (request.weights, "")
     if source is None:
+        _check_parts(request)
         model, origin, trained = _made(request)
         model.config = replace(model.config, trained=trained)
         with torch.no_grad():
             save_weights(model, target, trained=trained)
         return origin, sha256(target)
-    if not source.is_file():
-        raise EngineError(f"no weights file at {source}")
-    _copy(source, target)
-    return source.name, sha256(target)
+    config = read_config(source)
+    if config.name != request.preset:
+        raise EngineError(
+            f"{source} holds weights of preset {config.name}: give --preset {config.name}"
+        )
+    shutil.copyfile(source, target)
+    return origin or source.name, sha256(target)

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from engines.bundle import MANIFEST, UNSEALED, Bundle, EngineEntry, Manifest, sealed, sha256
+from engines.errors import EngineError
 from engines.preprocess import SPEC, spec_hash
 from engines.selftest import FRAMES, OUTPUTS
 from export.frames import draw
@@ -44,12 +45,15 @@ def write_prompts(out: Path) -> str:
 
 
 def write_frames(out: Path) -> None:
-    """The procedural reference frames: one good part and two damaged ones, three sizes."""
+    """The procedural reference frames: one good part and two damaged ones, three sizes.
+
+    Always written anew: a picture that lies there may be damaged, and a build would sign it.
+    """
     (out / "reference").mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(FRAMES):
         image = draw(index, defective=index > 0).image
-        if not (out / name).is_file():
-            cv2.imwrite(str(out / name), image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        if not cv2.imwrite(str(out / name), image, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
+            raise EngineError(f"{out / name} cannot be written: make room on the disk")
 
 
 @dataclass

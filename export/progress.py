@@ -9,10 +9,12 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
+        self.latest = "start"
         self._start = self._last = time.monotonic()
 
     def step(self, what: str) -> None:
         """One step is finished."""
+        self.latest = what
         self.done = min(self.done + 1, self.total)
         now = time.monotonic()
         share = f"[{self.done:2d}/{self.total}]"

@@ -21,7 +21,7 @@ NANO = BUNDLES / "nano"
 def built(tmp_path_factory):
     """nano built from the shipped weights with drawn gate frames and no INT8."""
     out = tmp_path_factory.mktemp("build") / "nano"
-    assert main(["--preset", "nano", "--out", str(out), "--no-int8", "--data", "/nowhere"]) == 0
+    assert main(["--preset", "nano", "--out", str(out), "--no-int8", "--data", "drawn"]) == 0
     return out
 
 
@@ -54,42 +54,26 @@ def test_the_manifest_keeps_every_figure_of_the_gate(built):
 
 def test_nothing_is_rebuilt_that_is_up_to_date(built, capsys):
     before = {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file()}
-    assert main(["--preset", "nano", "--out", str(built), "--no-int8", "--data", "/nowhere"]) == 0
+    assert main(["--preset", "nano", "--out", str(built), "--no-int8", "--data", "drawn"]) == 0
     assert "up to date" in capsys.readouterr().err
-    after = {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file()}
-    changed = {p.name for p in before if before[p] != after[p]}
-    assert changed <= {"weights.safetensors"}
-    assert set(before) == set(after)
+    assert before == {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file()}
+    assert list(built.parent.iterdir()) == [built]
 
 
 @pytest.mark.slow
 def test_a_damaged_bundle_is_rebuilt(built, tmp_path, capsys):
     out = shutil.copytree(built, tmp_path / "nano")
     (out / "text.onnx").write_bytes(b"")
-    assert main(["--preset", "nano", "--out", str(out), "--no-int8", "--data", "/nowhere"]) == 0
+    assert main(["--preset", "nano", "--out", str(out), "--no-int8", "--data", "drawn"]) == 0
     assert "up to date" not in capsys.readouterr().err
     load_bundle(out)
-
-
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        (["--weights", "/nowhere.safetensors"], "no weights file at /nowhere"),
-        (["--checkpoint", "/nowhere.pt"], "no checkpoint at /nowhere.pt"),
-        (["--parts", "/nowhere.safetensors"], "no file of trained parts"),
-    ],
-)
-def test_mistakes_are_one_sentence_and_exit_5(tmp_path, capsys, more, sentence):
-    assert main(["--preset", "nano", "--out", str(tmp_path / "x"), *more]) == 5
-    err = capsys.readouterr().err
-    assert sentence in err
-    assert "Traceback" not in err
 
 
 def test_weights_of_another_preset_are_refused(tmp_path, capsys):
     weights = str(NANO / "weights.safetensors")
     assert main(["--preset", "paper", "--out", str(tmp_path), "--weights", weights]) == 5
     assert "preset nano" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_reads_like_a_manual(capsys):
@@ -106,7 +90,7 @@ def test_help_reads_like_a_manual(capsys):
 @pytest.mark.timeout(900)
 def test_int8_twins_ship_only_with_figures_or_a_reason(tmp_path):
     out = tmp_path / "nano"
-    assert main(["--preset", "nano", "--out", str(out), "--data", "/nowhere"]) == 0
+    assert main(["--preset", "nano", "--out", str(out), "--data", "drawn"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
     files = {e["file"] for e in manifest["engines"]}
     refused = {r["file"]: r["reasons"] for r in manifest["rejected"]}
