@@ -101,6 +101,8 @@ class Reference(BaseModel):
     file: str
     name: str
     sha256: str
+    frame: tuple[int, int] | None = None
+    """(H, W) of the whole frame it was cut from; older recipes do not say."""
 
 
 class Calibration(BaseModel):

@@ -43,7 +43,8 @@ def collect(
         file = f"{offset + len(kept):04d}.png"
         if not cv2.imwrite(str(where / file), region, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
             raise RecipeError(f"{where / file} cannot be written: is the disk full or read-only?")
-        kept.append(Reference(file=file, name=name, sha256=digest))
+        shape = (frame.shape[0], frame.shape[1])
+        kept.append(Reference(file=file, name=name, sha256=digest, frame=shape))
         tell(progress, "reading good parts", index + 1, 0)
     return kept, duplicates
 

@@ -87,14 +87,17 @@ class EngineRoom:
 
 
 def _enrolled_shape(loaded: LoadedRecipe) -> tuple[int, int] | None:
-    """(H, W) of the frames it was enrolled from, known where the region is the whole frame.
+    """(H, W) of the frames it was enrolled from; None for an older recipe with a region.
 
     A camera that delivers another size has another lens, crop or mode: nothing it shows is judged.
     """
     import cv2
 
-    if loaded.recipe.region is not None or not loaded.calibration.shots:
+    if not loaded.calibration.shots:
         return None
-    path = loaded.path / "references" / loaded.calibration.shots[0].file
+    first = loaded.calibration.shots[0]
+    if first.frame is not None or loaded.recipe.region is not None:
+        return first.frame
+    path = loaded.path / "references" / first.file
     image = cv2.imread(str(path))
     return None if image is None else (image.shape[0], image.shape[1])

@@ -6,6 +6,7 @@ Everything here is called in the bus thread and returns within a millisecond; wh
 
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +19,7 @@ from station.ledger_types import Duplicate
 from station.parts import Part
 from station.schema import Opening, Reason, Scalar, StatusFacts, Verdict
 from station.schema_ctl import AdminCommand, ModeCommand, RecipeCommand, Reset, Trigger
+from station.wiring import first_mode, tune_cameras
 
 if TYPE_CHECKING:
     from station.daemon import Daemon
@@ -122,12 +124,24 @@ class Control:
         if isinstance(command, RecipeCommand):
             self._recipe(command, reply)
         elif isinstance(command, ModeCommand):
-            self._daemon.set_mode(command.mode)
-            self._daemon.event("mode", "info", f"mode is now {command.mode}")
-            reply.done(mode=command.mode)
+            self._set_mode(command.mode, reply)
         elif isinstance(command, Reset):
             self._daemon.reset()
             reply.done()
+
+    def _set_mode(self, mode: str, reply: AdminReply) -> None:
+        """Durable first: a station that was stopped stays stopped after a restart."""
+        daemon = self._daemon
+
+        def kept(future: "Future[None]") -> None:
+            if error := future.exception():
+                reply.refused(f"the ledger cannot be written: {error}")
+                return
+            daemon.set_mode(mode)
+            daemon.event("mode", "info", f"mode is now {mode}")
+            reply.done(mode=mode)
+
+        daemon.decided.keep_mode(first_mode(daemon), mode).add_done_callback(kept)
 
     def _recipe(self, command: RecipeCommand, reply: AdminReply) -> None:
         if command.action == "prepare":
@@ -164,17 +178,27 @@ class Control:
         reply.done(recipe=name, recipe_sha=product.sha, ms=round(took, 1))
 
     def _switch(self, products: dict[str, Product] | None, missing: str, reply: AdminReply) -> None:
-        """Every part opened from now on is of the new product: the part boundary is exact."""
+        """Every part opened from then on is of the new product: the part boundary is exact."""
         if products is None:
             reply.refused(missing)
             return
-        start = time.monotonic()
-        self._previous, self._daemon.products = self._daemon.products, products
-        self._prepared = None
-        name = next(iter(products.values())).name
-        took = (time.monotonic() - start) * 1000
-        self._daemon.event("recipe", "info", f"recipe is now {name or 'zero-shot'}")
-        reply.done(recipe=name, recipe_sha=next(iter(products.values())).sha, ms=round(took, 3))
+        start, daemon = time.monotonic(), self._daemon
+        first = next(iter(products.values()))
+
+        def kept(future: "Future[None]") -> None:
+            if error := future.exception():
+                reply.refused(f"the ledger cannot be written: {error}")
+                return
+            self._previous, daemon.products = daemon.products, products
+            self._prepared = None
+            tune_cameras(daemon)
+            took = (time.monotonic() - start) * 1000
+            daemon.event("recipe", "info", f"recipe is now {first.name or 'zero-shot'}")
+            reply.done(recipe=first.name, recipe_sha=first.sha, ms=round(took, 3))
+
+        # Durable first: after a restart the station must judge by what it answered here.
+        names = {lane: product.name or None for lane, product in products.items()}
+        daemon.decided.keep_recipes(daemon.configured_recipes(), names).add_done_callback(kept)
 
 
 def _why(faults: tuple[str, ...], mode: str, lane: Lane | None) -> str:

@@ -17,6 +17,7 @@ from station.after import Aftermath, ObserverThread
 from station.boot import EngineRoom
 from station.bus import Bus
 from station.control import Control
+from station.decided import Decided, Names
 from station.describe import DescribeService, DescribeStats
 from station.detect import DetectorThreads
 from station.flow import Flow
@@ -106,7 +107,8 @@ class Daemon:
         room = (self.options.engine or EngineRoom)(self.settings)
         self.room = room
         room.callers = wiring.engine_callers(self.settings)
-        names = {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
+        self.decided = Decided(self.ledger)
+        names = self.decided.recipes(self.configured_recipes())
         made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
         self.products = {lane: made[recipe] for lane, recipe in names.items()}
         self._start_words(room.prefix())
@@ -120,6 +122,10 @@ class Daemon:
             return product
         judged_by = product.loaded.recipe.model_copy(update={"learning": False})
         return replace(product, loaded=replace(product.loaded, threshold=limit, recipe=judged_by))
+
+    def configured_recipes(self) -> Names:
+        """Lane -> recipe as station.toml says it."""
+        return {n: c.recipe or self.settings.recipe.name for n, c in self._source_settings()}
 
     def _source_settings(self) -> list[tuple[str, SourceSettings]]:
         return list(self.settings.sources().items())
@@ -161,9 +167,11 @@ class Daemon:
             if source.live:
                 source.on_event = self._camera_event  # type: ignore[attr-defined]
         lanes = (lane.worker for lane in self.lanes.values())
-        self.workers = (*lanes, *self.detector.workers, "ledger")
+        self.workers = (*lanes, *self.detector.workers, "ledger", "deadline", "bus")
         self.heart = Heartbeat(self.ticks, self.workers)
-        self.set_mode(self._first_mode())
+        wiring.tune_cameras(self)
+        self.set_mode(self.decided.mode(wiring.first_mode(self)))
+        self._tell_decided()
         self.detector.start()
         for lane in self.lanes.values():
             lane.start()
@@ -172,7 +180,7 @@ class Daemon:
         self.watch.start()
         self.readiness.set("start", None)
         self.started = True
-        self._hint()
+        wiring.hint(self)
 
     def _distinct_products(self) -> list[Product]:
         return list({id(p): p for p in self.products.values()}.values())
@@ -185,28 +193,15 @@ class Daemon:
             self.event,
         )
 
-    def _hint(self) -> None:
-        """Without a recipe nothing can be OK: say what to do about it."""
-        for name, product in self.products.items():
-            if product.loaded is None:
-                spec = self.settings.sources()[name].spec
-                what = f"--camera {spec} --count 40" if spec.isdigit() else f"--normals {spec}"
-                log.warning(
-                    "no_recipe",
-                    text="no recipe: zero-shot, every verdict is UNDECIDED/recipe; show good parts:"
-                    f" station enroll --recipe NAME {what}",
-                )
-
     # -- modes -------------------------------------------------------------------------------
 
-    def _first_mode(self) -> str:
-        trigger = self.settings.trigger
-        if trigger.mode != "auto":
-            return trigger.mode
-        if trigger.by in ("bus", "interval"):
-            return "triggered"
-        live = any(source.live for source in (lane.source for lane in self.lanes.values()))
-        return "free_run" if live or trigger.by == "every_frame" else "every_frame"
+    def _tell_decided(self) -> None:
+        """What is not as station.toml says it, because it was decided over the bus."""
+        names = {lane: product.name or None for lane, product in self.products.items()}
+        if names != dict(self.configured_recipes()):
+            self.event("recipe", "info", f"recipes as decided before the restart: {names}")
+        if self.mode != wiring.first_mode(self):
+            self.event("mode", "info", f"mode {self.mode} as decided before the restart")
 
     def set_mode(self, mode: str) -> None:
         """triggered, free_run, every_frame (files: nothing is dropped) or stopped."""
@@ -246,6 +241,14 @@ class Daemon:
         self.event("reset", "info", "faults were reset by command")
         self.readiness.evaluate()
 
+    def take_ticks(self) -> None:
+        """Signs of life that workers keep themselves."""
+        self.ticks.set("ledger", self.ledger.tick_ns)
+        if hasattr(self, "flow"):
+            self.ticks.set("deadline", self.flow.tick_ns)
+        if self._bus is not None:
+            self.ticks.set("bus", self._bus.tick_ns)
+
     def status(self) -> StatusFacts:
         """What the bus publishes five times a second."""
         facts = self._last_status = self._status()
@@ -253,7 +256,7 @@ class Daemon:
 
     def _status(self) -> StatusFacts:
         ready, faults = self.readiness.evaluate()
-        self.ticks.set("ledger", self.ledger.tick_ns)
+        self.take_ticks()
         heart = getattr(self, "heart", None)
         recipe = ",".join(sorted({p.name for p in self.products.values()} - {""}))
         words = self._describe.stats() if self._describe else None

@@ -6,7 +6,7 @@ is OK takes READY away until a later check passes. Drift is told by statistics, 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,21 +58,31 @@ def golden_parts(folder: Path) -> list[tuple[Path, bool]]:
     return found
 
 
-def check(folder: Path, judge: Judge) -> GoldenReport:
-    """Judge every golden part. An unreadable picture is wrong: it proves nothing.
+def check(folder: Path, judge: Judge) -> Generator[None, None, GoldenReport]:
+    """Judge golden parts, one a step; the report is what the generator returns.
 
-    `judge` must use the line's own engine without disturbing it: an engine session serves one
-    thread, so call this where the line's parts are judged, between two of them.
+    A picture that cannot be read or judged is wrong: it proves nothing. `judge` must use the line's
+    own engine without disturbing it: an engine session serves one thread, so step where the line's
+    parts are judged, between two of them.
     """
     parts = golden_parts(folder)
     wrong = []
     for path, good in parts:
-        image, fault = decode(path.read_bytes())
-        verdict = judge(image).value if image is not None else f"unreadable ({fault})"
-        right = verdict == Verdict.OK.value if good else verdict == Verdict.NG.value
-        if not right:
+        verdict = _verdict(path, judge)
+        if verdict != (Verdict.OK if good else Verdict.NG).value:
             wrong.append(Wrong(path.name, good, verdict))
+        yield
     return GoldenReport(len(parts), tuple(wrong))
+
+
+def _verdict(path: Path, judge: Judge) -> str:
+    try:
+        image, fault = decode(path.read_bytes())
+        return judge(image).value if image is not None else f"unreadable ({fault})"
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    except Exception as error:  # the engine's or a recipe's fault: the check has failed, not ended
+        return f"not judged ({type(error).__name__}: {error})"
 
 
 class GoldenSchedule:

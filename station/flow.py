@@ -30,6 +30,7 @@ from station.schema import (
     Verdict,
 )
 
+_SILENT_S = 1.0  # the keeper looks ten times a second
 log = structlog.get_logger("flow")
 
 
@@ -181,18 +182,32 @@ class Flow:
     def _keep_deadlines(self) -> None:
         while not self._stop:
             now = self.tick_ns = time.monotonic_ns()
-            with self._changed:
-                due: list[Part] = []
-                while self._due and (self._due[0][0] <= now or self._due[0][2].done):
-                    part = heapq.heappop(self._due)[2]
-                    if not part.done:
-                        due.append(part)
-                if not due:
-                    wait = (self._due[0][0] - now) / 1e9 if self._due else 0.1
-                    self._changed.wait(min(wait, 0.1))
-            for part in due:
+            for part in self._overdue(now):
                 text = f"no answer within {part.opening.deadline_ms} ms"
-                self.commit(part, refuse(Verdict.UNDECIDED, Reason.DEADLINE, text))
+                try:
+                    self.commit(part, refuse(Verdict.UNDECIDED, Reason.DEADLINE, text))
+                except Exception:  # one part's trouble must not end every other part's deadline
+                    log.error("deadline_failed", trigger_id=part.trigger_id, exc_info=True)
+
+    def _overdue(self, now_ns: int) -> list[Part]:
+        """Open parts whose deadline has passed; waits up to 100 ms for the next when none has."""
+        with self._changed:
+            due: list[Part] = []
+            while self._due and (self._due[0][0] <= now_ns or self._due[0][2].done):
+                part = heapq.heappop(self._due)[2]
+                if not part.done:
+                    due.append(part)
+            if not due:
+                wait = (self._due[0][0] - now_ns) / 1e9 if self._due else 0.1
+                self._changed.wait(min(wait, 0.1))
+            return due
+
+    def keeper_fault(self, now_ns: int) -> str | None:
+        """Why deadlines are not kept, or None: READY needs it, no part may wait for ever."""
+        silent_s = (now_ns - self.tick_ns) / 1e9
+        return (
+            f"deadlines were not looked at for {silent_s:.0f} s" if silent_s > _SILENT_S else None
+        )
 
     # -- looking -----------------------------------------------------------------------------
 

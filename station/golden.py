@@ -1,7 +1,8 @@
 """Golden parts in the running station: checked between parts, by the line's own engine."""
 
+import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class GoldenWatch:
         self._on_event = on_event
         self._schedule = GoldenSchedule(settings.every_s)
         self._judged_by: set[str] = set()
+        self._steps: Generator[None, None, list[str]] | None = None  # of the check that goes on
 
     def look(self, idle: bool) -> None:
         """Check if it is due: when nothing waits, or when a busy line has put it off too long."""
@@ -41,18 +43,35 @@ class GoldenWatch:
         if now != self._judged_by:
             self._judged_by = now
             self._schedule.at_once()
+            self._steps = None
         if (self._schedule.due() and idle) or self._schedule.overdue():
-            faults = [fault for p in products if (fault := self._check(p))]
-            self._schedule.done()
-            self._set_fault(faults[0] if faults else None)
-            for fault in faults:
-                self._on_event("golden_failed", "error", fault)
+            self._step(products)
 
-    def _check(self, product: Product) -> str | None:
-        folder: Path = self._folder / product.name
-        if product.loaded is None or not folder.is_dir():
-            return None
-        return check(folder, lambda image: judge_picture(image, product)).fault
+    def _step(self, products: list[Product]) -> None:
+        """One picture; the heartbeat and the next part wait no longer than that."""
+        self._steps = self._steps or self._checks(products)
+        try:
+            next(self._steps)
+            return
+        except StopIteration as ended:
+            faults = ended.value
+        except Exception as error:
+            faults = [f"golden parts could not be checked ({type(error).__name__}: {error})"]
+        self._steps = None
+        self._schedule.done()
+        self._set_fault(faults[0] if faults else None)
+        for fault in faults:
+            self._on_event("golden_failed", "error", fault)
+
+    def _checks(self, products: list[Product]) -> Generator[None, None, list[str]]:
+        faults = []
+        for product in products:
+            folder: Path = self._folder / product.name
+            if product.loaded is not None and folder.is_dir():
+                judge = functools.partial(judge_picture, product=product)
+                report = yield from check(folder, judge)
+                faults += [report.fault] if report.fault else []
+        return faults
 
 
 def judge_picture(image: NDArray[np.uint8], product: Product) -> Verdict:

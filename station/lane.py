@@ -152,8 +152,12 @@ class Lane:
         return frame
 
     def _open(self, frame: Frame) -> Part | None:
-        """Open a part for this frame and wait until PENDING is durable; None in free run only."""
-        while not self._stop.is_set():
+        """Open a part for this frame and wait until PENDING is durable.
+
+        None in free run, and when the mode changed: the place that is waited for may be taken by a
+        trigger that waits for this thread.
+        """
+        while not self._stop.is_set() and self.by == "every_frame":
             if self.flow.wait_below(self.flow.most, _TICK_S) and self.flow.reserve():
                 answer = self._opened(self.hooks.opening(frame, self.name))
                 if isinstance(answer, Part):

@@ -84,6 +84,7 @@ class Ledger:
         self._writes: deque[Job] = deque()
         self._reads: deque[tuple[Future, Callable[[Store], Any]]] = deque()
         self._closing = False
+        self._written = threading.Event()  # everything that was asked for is durable
         self._fault: str | None = None
         self._commits, self._busy_at, self._heal_at = 0, time.monotonic(), 0.0
         self._retain_us: int | None = None
@@ -190,6 +191,19 @@ class Ledger:
 
         return self._write(apply)
 
+    def remember(self, key: str, value: str) -> "Future[None]":
+        """Keep a decision of the station, over the one before; durable when the future resolves."""
+
+        def apply(_: Group) -> Callable[[], None]:
+            self._store.keep_meta(key, value)
+            return lambda: None
+
+        return self._write(apply)
+
+    def recall(self, key: str) -> "Future[str | None]":
+        """What was remembered under this key."""
+        return self._read(lambda store: store.meta(key))
+
     def retain(self, older_than_us: int) -> "Future[int]":
         """Delete rows that every cursor has acknowledged and that are older (wall, µs).
 
@@ -209,9 +223,13 @@ class Ledger:
             self._closing = True
             self._wake.notify()
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self._written.is_set() and self._thread.is_alive():
+            log.warning("ledger: folding its WAL takes longer than %s s; left to the next start",
+                        timeout_s)  # fmt: skip
+        elif self._thread.is_alive():
             raise LedgerError(f"the ledger {self.path} did not finish its writes in {timeout_s} s")
-        self._lock.release()
+        else:
+            self._lock.release()
 
     # -- the writer thread ---------------------------------------------------------------------
 
@@ -245,6 +263,7 @@ class Ledger:
                 ending = self._closing and not (jobs or read)
             self._tick_ns = time.monotonic_ns()
             if ending:
+                self._written.set()
                 break
             self._turn(jobs, read)
         self._store.close()

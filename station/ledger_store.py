@@ -111,6 +111,10 @@ class Store:
         row = self.db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
+    def keep_meta(self, key: str, value: str) -> None:
+        """Set a value of the meta table, inside the caller's transaction."""
+        self.db.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, value))
+
     def last_seqs(self) -> dict[str, int]:
         """The newest seq of each stored stream (0: none yet)."""
         return dict.fromkeys((str(s) for s in STORED), 0) | dict(

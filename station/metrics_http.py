@@ -72,8 +72,10 @@ class MetricsServer:
         if path == "/status":
             return 200, "application/json", self._status().model_dump_json().encode()
         if path == "/readyz":
-            status = self._status()
-            return _state(status.ready, {"ready": status.ready, "faults": list(status.faults)})
+            status, heard = self._status(), self._beats()
+            faults = [*status.faults, *([] if heard else ["the heartbeat stands still"])]
+            ready = status.ready and heard
+            return _state(ready, {"ready": ready, "faults": faults})
         if path == "/healthz":
             alive = self._beats()
             return _state(alive, {"alive": alive})

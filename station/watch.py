@@ -35,6 +35,7 @@ class Watch:
         probe("ledger", self._ledger_fault)
         probe("disk", lambda: self._disk_fault)
         probe("engine", self._daemon.detector.fault)
+        probe("deadlines", lambda: self._daemon.flow.keeper_fault(time.monotonic_ns()))
         probe("mode", lambda: "stopped by command" if self._daemon.mode == "stopped" else None)
         probe("camera", self._camera_fault)
 
@@ -59,6 +60,13 @@ class Watch:
             self._daemon.event(
                 "ledger_large", "warning", f"{path} has {size >> 20} MiB (ledger.max_bytes)"
             )
+
+    def _look_at_disk(self) -> None:
+        """`_keep_house`; a disk that cannot be looked at is one that READY cannot trust."""
+        try:
+            self._keep_house()
+        except OSError as error:
+            self._disk_fault = f"the disk cannot be looked at ({error.strerror})"
 
     def _tick_for_the_ended(self) -> None:
         """A source that has ended has no thread any more; the rest of the station lives on."""
@@ -89,13 +97,13 @@ class Watch:
             self._daemon.readiness.evaluate()
             now = time.monotonic()
             if now - kept >= _HOUSEKEEPING_S:
-                self._keep_house()
+                self._look_at_disk()
                 kept = now
             if now - retained >= _RETENTION_S:
                 self._retain()
                 retained = now
             if now - told >= min(period, 1.0):
-                self._daemon.ticks.set("ledger", self._daemon.ledger.tick_ns)
+                self._daemon.take_ticks()
                 self._tick_for_the_ended()
                 names = self._daemon.workers
                 if all(self._daemon.ticks.ticked_since(name, mark) for name in names):

@@ -1,4 +1,9 @@
-"""How the settings become the arguments of the bus and of the describer."""
+"""How the settings become modes, controls, and the arguments of the bus and of the describer."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import structlog
 
 from engines.session import thread_count
 from station.bus_types import BusConfig
@@ -7,6 +12,12 @@ from station.flow import Flow
 from station.ledger import Ledger
 from station.schema import DescDraft, Severity, Stream
 from station.settings import RecipeSettings, Settings, SourceSettings
+from station.sources.camera import CameraSource
+
+if TYPE_CHECKING:
+    from station.daemon import Daemon
+
+log = structlog.get_logger("station")
 
 
 def bus_config(settings: Settings) -> BusConfig:
@@ -52,8 +63,47 @@ def with_recipe_controls(source: SourceSettings, recipe: RecipeSettings) -> Sour
         return source  # an unknown recipe is told later, where the recipe is opened
     from calibration.recipe import read_toml
 
-    wanted = {k: float(v) for k, v in read_toml(path).camera.items() if not isinstance(v, str)}
-    return source.model_copy(update={"controls": {**wanted, **source.controls}})
+    return source.model_copy(update={"controls": controls_of(source, read_toml(path).camera)})
+
+
+def controls_of(
+    source: SourceSettings, camera: Mapping[str, bool | int | float | str]
+) -> dict[str, float]:
+    """Controls of a source under a recipe that was enrolled with `camera`."""
+    wanted = {name: float(value) for name, value in camera.items() if not isinstance(value, str)}
+    return {**wanted, **source.controls}
+
+
+def first_mode(daemon: "Daemon") -> str:
+    """triggered, free_run or every_frame, as configured."""
+    trigger = daemon.settings.trigger
+    if trigger.mode != "auto":
+        return trigger.mode
+    if trigger.by in ("bus", "interval"):
+        return "triggered"
+    live = any(lane.source.live for lane in daemon.lanes.values())
+    return "free_run" if live or trigger.by == "every_frame" else "every_frame"
+
+
+def hint(daemon: "Daemon") -> None:
+    """Without a recipe nothing can be OK: say what to do about it."""
+    for name, product in daemon.products.items():
+        if product.loaded is None:
+            spec = daemon.settings.sources()[name].spec
+            what = f"--camera {spec} --count 40" if spec.isdigit() else f"--normals {spec}"
+            log.warning(
+                "no_recipe",
+                text="no recipe: zero-shot, every verdict is UNDECIDED/recipe; show good parts: "
+                f"station enroll --recipe NAME {what}",
+            )
+
+
+def tune_cameras(daemon: "Daemon") -> None:
+    """Each live camera gets the controls its product was enrolled with, and is not ready before."""
+    for name, config in daemon.settings.sources().items():
+        source, loaded = daemon.lanes[name].source, daemon.products[name].loaded
+        if isinstance(source, CameraSource) and loaded is not None:
+            source.tune(controls_of(config, loaded.recipe.camera))
 
 
 def describe_service(

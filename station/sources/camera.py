@@ -73,6 +73,9 @@ class CameraSource:
         self._pace = Pace(int(1e9 / settings.fps) if settings.fps else 0)
         self._base = 0
         self._next_try_ns = 0
+        self._told = False  # of the stall that goes on
+        self._wanted = dict(settings.controls)
+        self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet gone
 
     # -- Source ------------------------------------------------------------------------------
 
@@ -113,9 +116,20 @@ class CameraSource:
             ring.close()
             del self._ring
 
+    def tune(self, controls: dict[str, float]) -> None:
+        """Set other exposure, gain and the like: not ready until a driver has read them back."""
+        if controls != self._wanted:
+            self._fault = f"camera {self.spec}: its controls are being set"
+            self._wanted = dict(controls)
+
     def health(self) -> Health:
         """The state of this moment; cheap, from any thread."""
+        tuning = self._wanted != self.settings.controls
         fault = self._fault or self._mismatch or self._stalled(time.monotonic_ns())
+        if tuning:
+            fault = fault or f"camera {self.spec}: its controls are being set"
+        elif not (pump := getattr(self, "_pump", None)) or not pump.is_alive():
+            fault = fault or f"camera {self.spec}: nobody watches it"
         period_ns = self._pace.period_ns
         fps = 1e9 / period_ns if period_ns else 0.0
         return Health(fault is None, fault, fps, **self._counts)
@@ -135,22 +149,40 @@ class CameraSource:
         return None
 
     def _run(self) -> None:
-        told = False
         while not self._stop.is_set():
-            for message in self._messages(0.02):
-                self._on_message(message)
-            now = self.tick_ns = time.monotonic_ns()
-            stall = self._stalled(now)
-            if stall and not told:
-                self.on_event("camera_stalled", stall)
-            told = stall is not None
-            if self._child is None:
-                if now >= self._next_try_ns and not self._stop.is_set():
-                    self._restart()
-            elif self._child.poll() is not None:
-                self._lost("the camera process ended")
-            elif stall and now - max(self._last_ns, self._started_ns) > self._patience_ns():
-                self._lost(stall)
+            try:
+                self._look()
+            except Exception as error:  # a camera is never given up, whatever went wrong
+                log.error("camera_watch_failed", camera=self.spec, exc_info=True)
+                self._lost(f"watching it failed ({type(error).__name__}: {error})")
+
+    def _look(self) -> None:
+        """One turn of the pump: what the child sent, and whether it must be replaced."""
+        for message in self._messages(0.02):
+            self._on_message(message)
+        now = self.tick_ns = time.monotonic_ns()
+        self._ended = [child for child in self._ended if child.poll() is None]
+        stall = self._stalled(now)
+        if stall and not self._told:
+            self.on_event("camera_stalled", stall)
+        self._told = stall is not None
+        if self._child is None:
+            if now >= self._next_try_ns and not self._stop.is_set():
+                self._restart()
+        elif self._wanted != self.settings.controls:
+            self._retune()
+        elif self._child.poll() is not None:
+            self._lost("the camera process ended")
+        elif stall and now - max(self._last_ns, self._started_ns) > self._patience_ns():
+            self._lost(stall)
+
+    def _retune(self) -> None:
+        """A new child sets the new controls and reads them back; the old one's frames are gone."""
+        self.settings = self.settings.model_copy(update={"controls": self._wanted})
+        self._kill()
+        with self._changed:
+            self._frames.clear()
+        self._next_try_ns = 0
 
     def _patience_ns(self) -> int:
         """A hanging child is replaced after `restart_s`; one that is still opening gets longer."""
@@ -166,14 +198,15 @@ class CameraSource:
             self._opened(message)
             self.on_event("camera_opened", f"camera {self.spec} is back")
         elif kind == "lost":
-            self._lost(str(message.get("text")))
+            if self._child is not None:
+                self._lost(str(message.get("text")))
         elif kind == "too_large":
             self._fault = f"camera {self.spec}: {message.get('text')}"
 
     def _opened(self, message: dict[str, Any]) -> None:
         wrong = message.get("mismatch") or []
         self._mismatch = f"camera {self.spec}: {'; '.join(wrong)}" if wrong else None
-        self._fault = None
+        self._fault = None if self._wanted == self.settings.controls else self._fault
         self._last_ns = 0 if not self._counts["frames"] else self._last_ns
         self._pace.told(float(message.get("fps") or 0))
 
@@ -183,6 +216,8 @@ class CameraSource:
         if slot is None or slot.index != message["index"]:
             self._counts["dropped"] += 1
             return
+        if self._wanted != self.settings.controls:
+            return  # seen by the old controls
         self._fault = None
         self._backoff.reset()
         self._pace.frame(slot.t_capture_ns, self._base + slot.index)
@@ -241,11 +276,12 @@ class CameraSource:
         self._counts["restarts"] += 1
         self._base += 1 << 32  # indices of a new child never meet those of the old one
         log.info("camera_restart", camera=self.spec, restarts=self._counts["restarts"])
-        self._spawn()
+        try:
+            self._spawn()
+        except OSError as error:  # no process, no descriptor: later perhaps
+            self._lost(f"its process cannot be started ({error.strerror})")
 
     def _lost(self, why: str) -> None:
-        if self._child is None:
-            return
         # A driver may name the camera itself: once is enough.
         why = why.removeprefix(f"camera {self.spec}").lstrip(": ")
         self._fault = f"camera {self.spec}: {why}"
@@ -258,7 +294,10 @@ class CameraSource:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            child.wait(1.0)
+            try:
+                child.wait(1.0)
+            except subprocess.TimeoutExpired:  # inside the driver: it ends when that returns
+                self._ended.append(child)
             self._socket.close()
 
     @property

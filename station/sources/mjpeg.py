@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
+from station.settings import SourceSettings
 from station.sources.decode import jpeg_fault
 from station.sources.worker import Grab, stamp
 
@@ -23,8 +24,9 @@ _MAX_JPEG = 64 << 20
 class MjpegGrabber:
     """One HTTP connection; OSError when it ends, ValueError when it is no MJPEG."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, settings: SourceSettings) -> None:
         self.url = url
+        self._settings = settings
         self._check = WarningCheck()
 
     def open(self) -> dict[str, Any]:
@@ -47,7 +49,13 @@ class MjpegGrabber:
             raise OSError(f"{self.url}: HTTP {self._response.status} {self._response.reason}")
         if not kind_said.lower().startswith("multipart/"):
             raise ValueError(f"{self.url}: sends {kind_said or 'no type'}, not multipart MJPEG")
-        return {"format": "mjpeg"}
+        return {"format": "mjpeg", "mismatch": self._not_granted()}
+
+    def _not_granted(self) -> list[str]:
+        """What was asked of the camera and no HTTP stream can set or read back."""
+        asked = [name for name in ("width", "height") if getattr(self._settings, name)]
+        asked += sorted(self._settings.controls)
+        return [f"{', '.join(asked)}: set it at the camera, not over HTTP"] if asked else []
 
     def frames(self) -> Iterator[Grab]:
         """Every part of the stream, stamped when its last byte is here."""

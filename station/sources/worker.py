@@ -53,7 +53,7 @@ def grabber(spec: str, settings: SourceSettings) -> Grabber:
     if spec.startswith(("http://", "https://")):
         from station.sources.mjpeg import MjpegGrabber
 
-        return MjpegGrabber(spec)
+        return MjpegGrabber(spec, settings)
     from station.sources.cvcam import CvGrabber
 
     return CvGrabber(spec, settings)

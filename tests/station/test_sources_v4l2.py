@@ -100,6 +100,22 @@ def test_controls_are_set_before_the_first_frame_and_read_back(camera):
         source.close()
 
 
+def test_other_controls_are_set_by_a_new_child_and_read_back_before_ready(camera):
+    source = opened(camera, controls={"exposure": 120, "auto_exposure": 1})
+    try:
+        until(lambda: source.health().ok, 30)
+        pid = source.pid
+        source.tune({"exposure": 300, "auto_exposure": 1})
+        assert "its controls are being set" in source.health().fault
+        until(lambda: source.health().ok, 30)
+        assert camera.controls()[EXPOSURE] == 300 and source.pid != pid
+        until(lambda: source.read(0.5) is not None, 30)
+        source.tune({"exposure": 300, "auto_exposure": 1, "gain": 500})
+        until(lambda: "gain is 100, not 500" in (source.health().fault or ""), 30)
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
