@@ -1,6 +1,7 @@
 """The handshake between a PLC and one station, as a state machine without sockets or clocks.
 
 UNSYNCED --first write--> IDLE --trigger--> BUSY --verdict, refusal, loss--> VALID --ack--> IDLE
+                                            BUSY --ack (the PLC gave up), then the answer--> IDLE
 
 Every trigger word that changes is answered with VALID for its own id: a verdict, or REFUSED with
 a reason. What arrives for any other id is dropped, so no part can get its neighbour's verdict.
@@ -47,27 +48,40 @@ class Handshake:
     trigger_id: int = 0
     outcome: Outcome = field(default_factory=Outcome)
     _until: float = 0.0
+    _ack_id: int = 0  # as last written
+    _given_up: bool = False  # acknowledged while BUSY: nobody waits for this part's answer
 
     def plc(self, words: PlcWords, now: float) -> int | None:
         """The PLC wrote its words; the 32-bit id to send to the station, if there is one.
 
         The first write after the gateway's start only tells which trigger word is already old: a
         PLC that writes cyclically must not re-trigger the part it had when the gateway died.
+        An acknowledgement that comes while BUSY (the PLC's own deadline was over) is kept until
+        the answer is there. Only a new one: the word may still hold the same id of an earlier use.
         """
+        new_ack = words.ack_id != self._ack_id
+        self._ack_id = words.ack_id
         if self.phase is Phase.UNSYNCED:
             self.trigger_word = words.trigger
             self.phase = Phase.IDLE
             return None
-        if self.phase is Phase.VALID and words.ack_id == self.trigger_id != 0:
-            self._idle()
+        if words.ack_id == self.trigger_id != 0:
+            self._acknowledged(new=new_ack)
         if words.trigger == self.trigger_word:
             return None
         self.trigger_word = words.trigger
         return self._trigger(words.trigger_id, now)
 
+    def _acknowledged(self, *, new: bool) -> None:
+        if self.phase is Phase.VALID:
+            self._idle()
+        elif new:
+            self._given_up = True
+
     def _trigger(self, trigger_id: int, now: float) -> int | None:
         refusal = self._refusal(trigger_id)
         self.trigger_id = trigger_id
+        self._given_up = False
         if refusal is not None:
             self._valid(refused(refusal))
             return None
@@ -113,6 +127,9 @@ class Handshake:
             self._valid(refused(Code.NO_ANSWER))
 
     def _valid(self, outcome: Outcome) -> None:
+        if self._given_up:
+            self._idle()
+            return
         self.phase = Phase.VALID
         self.outcome = outcome
 
@@ -120,6 +137,7 @@ class Handshake:
         self.phase = Phase.IDLE
         self.trigger_id = 0
         self.outcome = Outcome()
+        self._given_up = False
 
     def image(self) -> Image:
         """What the PLC may read now."""

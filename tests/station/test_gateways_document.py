@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from station.gateways.registers import (
     encode,
 )
 from station.schema_ctl import MAX_PAGE, Kind
-from tests.station.gatekit import ROOT, ScriptedStation, truth, wait_for
+from tests.station.gatekit import ROOT, ScriptedStation, truth
 from tests.station.modbuskit import gateway
 
 TEXT = (ROOT / "docs" / "integrator.md").read_text()
@@ -197,12 +198,12 @@ def test_the_opc_ua_client_of_the_document_inspects_a_part(station):
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_node_red_function_of_the_document_agrees_with_the_rule():
-    (code,) = [code for kind, code in FENCES if kind == "javascript" and "0x4901" in code]
+    (code,) = [code for kind, code in FENCES if kind == "javascript" and "0x36C9" in code]
     good = list(encode(Image(Bits(28), 7, 1, Outcome(word=Word.OK)), 5, 1))
     bad = list(encode(Image(Bits(28), 7, 1, Outcome(word=Word.NG)), 5, 1))
     script = (
         "const store = {}; const context = {get: k => store[k], set: (k, v) => store[k] = v};"
-        "const flow = {get: () => 7};"
+        "const flow = {get: () => 7, set: () => null};"
         f"const f = new Function('msg', 'context', 'flow', {code!r});"
         f"const out = [{good}, {bad}, {[0] * 21}, {[65535] * 21}]"
         ".map(w => f({payload: w}, context, flow));"
@@ -219,6 +220,6 @@ def test_a_station_that_never_answers_lets_nothing_pass(station):
     station.silent = True
     with gateway(station, deadline_ms=200) as made:
         plc = code["Plc"]("127.0.0.1", made.port)
-        wait_for(lambda: plc.read()[2] & 1)
+        assert plc.free(time.monotonic() + 30)
         assert not plc.inspect(1)
         plc.client.close()

@@ -68,6 +68,62 @@ def test_a_trigger_while_busy_is_refused_and_the_first_answer_is_dropped():
     assert shown(shake)[1:] == (2, Word.REFUSED, Code.OVERRUN)
 
 
+def given_up(now=0.5):
+    """Part 42 in flight, and acknowledged by a PLC whose own deadline was over."""
+    shake = synced()
+    shake.plc(PlcWords(1, 42), 0.0)
+    shake.plc(PlcWords(1, 42, ack_id=42), now)
+    return shake
+
+
+def test_a_part_that_is_acknowledged_while_busy_never_blocks_the_line():
+    shake = given_up()
+    assert shown(shake) == (Bits.BUSY | Bits.SYNCED | Bits.LINK, 42, Word.NONE, Code.NONE)
+    assert shake.answer(42, OK, 0.6)
+    assert shown(shake) == (Bits.READY | Bits.SYNCED | Bits.LINK, 0, Word.NONE, Code.NONE)
+    shake = given_up()
+    shake.tick(1.1)
+    assert shake.phase is Phase.IDLE
+    shake = given_up()
+    shake.station(Health())
+    assert shake.phase is Phase.IDLE
+
+
+def test_the_next_part_after_a_given_up_one_is_answered():
+    shake = given_up()
+    shake.answer(42, OK, 0.6)
+    shake.plc(PlcWords(2, 43, ack_id=42), 0.7)
+    assert shake.answer(43, OK, 0.8)
+    assert accept(encode(shake.image(), 5, 1), 43, 0)
+    shake = given_up()
+    shake.plc(PlcWords(2, 43, ack_id=42), 0.6)  # before the answer: an overrun as ever
+    assert shown(shake)[1:] == (43, Word.REFUSED, Code.OVERRUN)
+
+
+def test_an_ack_word_that_is_old_gives_no_part_up():
+    """The id of the part before last is used again and its ack still stands in the register."""
+    shake = synced()
+    shake.plc(PlcWords(1, 42, ack_id=42), 0.0)
+    shake.plc(PlcWords(1, 42, ack_id=42), 0.1)  # a cyclic writer
+    shake.answer(42, OK, 0.2)
+    assert shown(shake)[1:3] == (42, Word.OK)
+    shake = Handshake(wait_s=1.0)
+    shake.station(UP)
+    shake.plc(PlcWords(0, 0, ack_id=7), 0.0)  # a gateway that comes back
+    shake.plc(PlcWords(1, 7, ack_id=7), 0.0)
+    shake.plc(PlcWords(1, 7, ack_id=7), 0.1)
+    shake.answer(7, OK, 0.2)
+    assert shown(shake)[1:3] == (7, Word.OK)
+
+
+def test_an_ack_of_another_part_while_busy_changes_nothing():
+    shake = synced()
+    shake.plc(PlcWords(1, 42), 0.0)
+    shake.plc(PlcWords(1, 42, ack_id=41), 0.1)
+    shake.answer(42, OK, 0.2)
+    assert shown(shake)[1:3] == (42, Word.OK)
+
+
 def test_id_zero_is_refused_and_does_not_block_the_line():
     shake = synced()
     assert shake.plc(PlcWords(1, 0), 0.0) is None
