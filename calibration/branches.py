@@ -6,7 +6,6 @@ and the validation split judged at zero and one shot. In PyTorch, from cached st
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any, get_args
 import torch
 
 from calibration.corpus import CorpusSpec, build_corpus
-from calibration.datasets import NOUNS
+from calibration.datasets import NOUNS, named_sets
+from calibration.entry import run_command, write_json
 from calibration.stage_text import ensemble_anchors
 from calibration.stage_vision import answers
-from calibration.training import figures_of, memory_of
+from calibration.training import figures_of, good_parts, memory_of
 from export.model import SpgddGpt
 from export.model.config import Branch
 from export.model.weights import load_weights
@@ -44,22 +44,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     trained = load_weights(args.weights)
     found: dict[str, Any] = {}
-    for folder in args.data:
+    for name, folder in named_sets(args.data).items():
         spec = CorpusSpec((str(folder),), "val", variants=0, made_per_normal=0, kinds=0)
         held = build_corpus(spec, args.cache, trained)
         shots = build_corpus(replace(spec, split="train"), args.cache, trained)
         for branch in get_args(Branch):
             model = with_branch(trained, branch)
-            anchors = ensemble_anchors(model, NOUNS.get(folder.name, "object"))
-            memory = memory_of(model, shots, count=1)
+            anchors = ensemble_anchors(model, NOUNS.get(name, "object"))
+            memory = memory_of(model, good_parts(shots, name, step=1), count=1)
             row: dict[str, float] = {}
             for count, bank in ((0, None), (1, memory)):
                 row |= figures_of(f"{count}", held, answers(model, anchors, held, bank))
-            found.setdefault(folder.name, {})[branch] = row
-            print(folder.name, branch, {k: round(v, 1) for k, v in row.items()}, flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found.setdefault(name, {})[branch] = row
+            print(name, branch, {k: round(v, 1) for k, v in row.items()}, flush=True)
+    write_json(args.json, found)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,11 +18,13 @@ from calibration.datasets import Sample, read_image, read_mask, small_mask
 from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle, EngineEntry, Kind
 from engines.detector import Detector, Memory
+from engines.errors import EngineError
 from engines.preprocess import resize
 from engines.session import Session
 
 F32 = NDArray[np.float32]
 BATCH = 8
+SIDE = 240
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,20 @@ class Found:
 
 
 def load_labelled(samples: Sequence[Sample]) -> Labelled:
-    """Read pictures and masks of samples, once, at the model's size."""
-    tiles, masks = [], []
+    """Read pictures and masks of samples (none is fine), once, at the model's size."""
+    tiles, masks = [np.zeros((0, SIDE, SIDE, 3), np.uint8)], [np.zeros((0, SIDE, SIDE), np.bool_)]
     for sample in samples:
         image = read_image(sample)
-        tiles.append(np.ascontiguousarray(resize(image)[..., ::-1]))
+        tiles.append(np.ascontiguousarray(resize(image)[None, ..., ::-1]))
         known = sample.located and not sample.normal
         full = read_mask(sample, image.shape[:2]) if known else np.zeros((1, 1), bool)
-        masks.append(small_mask(full))
+        masks.append(small_mask(full)[None])
     return Labelled(
         tuple(samples),
-        np.stack(tiles),
-        np.stack(masks),
-        np.array([not s.normal for s in samples]),
-        np.array([s.located for s in samples]),
+        np.concatenate(tiles),
+        np.concatenate(masks),
+        np.array([not s.normal for s in samples], np.bool_),
+        np.array([s.located for s in samples], np.bool_),
     )
 
 
@@ -99,7 +101,9 @@ class EngineRun:
     def encode(
         self, tiles: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
     ) -> Encoded:
-        """encoder.onnx over tiles u8 (N,240,240,3)."""
+        """encoder.onnx over tiles u8 (N,240,240,3); N may be 0."""
+        if not len(tiles):
+            return self.encode(np.zeros((1, SIDE, SIDE, 3), np.uint8)).rows([])
         session, parts = self._session("encoder"), []
         for start in range(0, len(tiles), BATCH):
             parts.append(session.run({"tiles": tiles[start : start + BATCH]}))
@@ -119,7 +123,10 @@ class EngineRun:
         return self._session("tddf").run({**taps, "anchors": wide})["p"]
 
     def detect(self, encoded: Encoded, anchors: F32, memory: Memory | None, mode: str) -> Found:
-        """tddf, msspmm and head over encoded pictures; anchors (2,E); memory one group or None."""
+        """tddf, msspmm and head over encoded pictures; anchors (2,E); memory one group or None.
+
+        EngineError when an answer is no number.
+        """
         outs = [
             self._detect(
                 encoded.rows(range(i, min(i + 32, len(encoded.cls)))), anchors, memory, mode
@@ -128,6 +135,10 @@ class EngineRun:
         ]
         fields = ("maps", "scores", "p", "am")
         maps, scores, p, am = (np.concatenate([getattr(o, f) for o in outs]) for f in fields)
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
+            raise EngineError(
+                f"bundle {self.bundle.path}: an answer of its engines is no number: build it anew"
+            )
         return Found(maps, scores, p, am)
 
     def _detect(self, encoded: Encoded, anchors: F32, memory: Memory | None, mode: str) -> Found:

@@ -1,11 +1,28 @@
-"""How every `python -m calibration.*` ends: a sentence and an exit code, never a traceback."""
+"""What every `python -m calibration.*` shares: sentences and exit codes, strict JSON."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
-from engines.errors import StationError
+from engines.errors import SourceError, StationError
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that a person named; SourceError when it cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is no JSON file ({error}): give one that was written") from error
+
+
+def write_json(path: Path, body: Any) -> None:
+    """A report as strict JSON: what is undefined is null, never NaN (ValueError)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(body, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:

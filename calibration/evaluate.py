@@ -3,11 +3,11 @@
 Image-AUC, Pixel-AUC (at 240 px), AUPRO, false-reject rate at the recipe's threshold and time per
 image, for 0, 1, 2, 4 shots, mean and deviation of five runs; beside them the baselines on the same
 stem features and the ablations that need no other weights. Everything lands in one JSON;
-`calibration.report` makes the page and the heat maps from it.
+`calibration.report` makes the page and the heat maps from it. A figure that is undefined (one class
+alone, no masks, too few good parts) is null there, with its reason in `reasons` beside it.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ from calibration.datasets import (
     read_mask,
 )
 from calibration.engine_run import Encoded, EngineRun, Labelled, load_labelled
-from calibration.metrics import aupro, auroc, mean_and_deviation
+from calibration.entry import run_command, write_json
+from calibration.metrics import aupro, auroc, mean_and_deviation, no_ranking
 from calibration.thresholds import conformal_threshold
 from engines.bundle import load_bundle
+from engines.errors import SourceError, UsageError
 from engines.text import TextEncoder
 
 F32 = NDArray[np.float32]
@@ -51,17 +53,27 @@ class Case:
 
 
 def figures(labelled: Labelled, maps: F32, scores: F32, regions: bool = True) -> dict[str, Any]:
-    """Metrics of one run in percent; a metric that is undefined is None."""
+    """Metrics of one run in percent; one that is undefined is None, `reasons` says why."""
     located = labelled.located
     truth = labelled.masks[located]
-    found: dict[str, float | None] = {
+    known: dict[str, float | None] = {
         "image": auroc(labelled.defective, scores),
         "pixel": auroc(truth, maps[located]) if truth.any() else None,
     }
+    reasons = {"image": no_ranking(labelled.defective), "pixel": _no_area(truth)}
     if regions:
         # Every other pixel row and column: AUPRO ranks all pixels as float64 and costs the most.
-        found["pro"] = aupro(truth[:, ::2, ::2], maps[located][:, ::2, ::2])
-    return {k: None if v is None else 100 * v for k, v in found.items()}
+        known["pro"] = aupro(truth[:, ::2, ::2], maps[located][:, ::2, ::2])
+        reasons["pro"] = _no_area(truth)
+    found: dict[str, Any] = {k: None if v is None else 100 * v for k, v in known.items()}
+    return found | {"reasons": {k: v for k, v in reasons.items() if found[k] is None}}
+
+
+def _no_area(truth: NDArray[np.bool_]) -> str:
+    """Why a figure over pixels (n,H,W) is undefined."""
+    return (
+        no_ranking(truth, "pixel") if truth.any() else "no defect with a labelled place is judged"
+    )
 
 
 def native_pixel(labelled: Labelled, maps: F32) -> float | None:
@@ -81,8 +93,15 @@ def native_pixel(labelled: Labelled, maps: F32) -> float | None:
 
 
 def prepare(dataset: Dataset, split: str, run: EngineRun, runs: int, most: int) -> Case:
-    """Read and encode a set once: its `split`, and the train normals that any run will use."""
+    """Read and encode a set once: its `split`, and the train normals that any run will use.
+
+    SourceError when the split holds no picture.
+    """
     tests = dataset.of(split)
+    if not tests:
+        raise SourceError(
+            f"{dataset.name} has no picture in the split {split}: name another --split"
+        )
     normals = dataset.of("train", normal=True)
     used: dict[Path, Any] = {}
     for index in range(runs):
@@ -107,6 +126,9 @@ def shot_rows(case: Case, dataset: Dataset, count: int, run: int) -> list[int]:
 def ours(case: Case, dataset: Dataset, run: EngineRun, shots: int, args: argparse.Namespace) -> Any:
     """All runs of one number of shots through the engines."""
     results = []
+    good = len(dataset.of("train", normal=True))
+    if shots > good:
+        return summarise([too_few(shots, good)])
     for index in range(args.runs if shots else 1):
         chosen = shot_rows(case, dataset, shots, index) if shots else []
         memory, text = None, case.anchors
@@ -114,40 +136,62 @@ def ours(case: Case, dataset: Dataset, run: EngineRun, shots: int, args: argpars
             memory, text = run.learn(case.good_encoded.rows(chosen), case.anchors)
         found = run.detect(case.encoded, text, memory, args.mode)
         row = figures(case.test, found.maps, found.scores, regions=index == 0)
-        if index == 0 and case.test.masks.any():
-            row["native"] = native_pixel(case.test, found.maps)
+        if index == 0:
+            row["native"] = native_pixel(case.test, found.maps) if case.test.masks.any() else None
+            if row["native"] is None:
+                row["reasons"]["native"] = _no_area(case.test.masks)
         row["trust"] = float(np.linalg.norm(text[1]))
         row["shots"] = [dataset_name(case.good.samples[i].image) for i in chosen]
         if shots and args.held_out:
-            most = min(shots + args.held_out, len(dataset.of("train", normal=True)))
-            held = case.good_encoded.rows(shot_rows(case, dataset, most, index)[shots:])
-            calm = run.detect(held, text, memory, args.mode).scores
-            row |= _false_rejects(case, calm, found.scores)
+            held = shot_rows(case, dataset, min(shots + args.held_out, good), index)[shots:]
+            calm = np.zeros(0, np.float32)
+            if held:
+                calm = run.detect(case.good_encoded.rows(held), text, memory, args.mode).scores
+            rates = _false_rejects(case, calm, found.scores)
+            row["reasons"] |= rates.pop("reasons")
+            row |= rates
         results.append(row)
     return summarise(results)
 
 
+def too_few(shots: int, good: int) -> dict[str, Any]:
+    """The row of a number of shots that a set has not the good parts for."""
+    why = f"{shots} shots asked for, {good} good parts in the train split"
+    names = ("image", "pixel", "pro", "native")
+    return {**dict.fromkeys(names), "shots": [], "reasons": dict.fromkeys(names, why)}
+
+
 def _false_rejects(case: Case, calm: F32, scores: F32) -> dict[str, Any]:
-    """Threshold from the run's held-out normals, rates on the judged pictures."""
+    """Threshold from the run's held-out normals (n,), rates on the judged pictures."""
+    names = ("false_reject", "caught", "said")
+    if not len(calm):
+        why = "no good part of the train split is left to hold out"
+        return {**dict.fromkeys(names), "held_out": 0, "reasons": dict.fromkeys(names, why)}
     threshold = conformal_threshold(calm.tolist(), 0.05)
-    over = scores > threshold.value
-    rejected = over[~case.test.defective]
-    return {
-        "false_reject": 100 * float(rejected.mean()) if len(rejected) else None,
-        "caught": 100 * float(over[case.test.defective].mean()),
+    ill, over = case.test.defective, scores > threshold.value
+    found: dict[str, Any] = {
+        "false_reject": None if ill.all() else 100 * float(over[~ill].mean()),
+        "caught": 100 * float(over[ill].mean()) if ill.any() else None,
         # What the template describer's field `defective` says: the verdict.
-        "said": 100 * float((over == case.test.defective).mean()),
+        "said": 100 * float((over == ill).mean()),
         "held_out": len(calm),
     }
+    why = no_ranking(ill)
+    return found | {"reasons": {n: why for n in names if found[n] is None}}
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and deviation over runs of every figure, and the runs themselves."""
-    names = sorted({k for r in results for k, v in r.items() if not isinstance(v, list)})
+    """Mean and deviation over runs of every figure, and the runs themselves.
+
+    `reasons`: why a figure is defined in no run.
+    """
+    names = sorted({k for r in results for k, v in r.items() if not isinstance(v, list | dict)})
     mean = {n: mean_and_deviation([r.get(n) for r in results]) for n in names}
+    told = {n: why for r in reversed(results) for n, why in r.get("reasons", {}).items()}
     return {
         "mean": {n: v[0] for n, v in mean.items()},
         "deviation": {n: v[1] for n, v in mean.items()},
+        "reasons": {n: told[n] for n in names if mean[n][0] is None and n in told},
         "runs": list(results),
     }
 
@@ -165,7 +209,9 @@ def baselines(case: Case, dataset: Dataset, stem: Any, counts: Sequence[int], ru
             table[label] = {}
             for count in (c for c in counts if c):
                 results = []
-                for index in range(runs):
+                if count > len(good):
+                    results.append(too_few(count, len(good)))
+                for index in range(0 if results else runs):
                     chosen = shot_rows(case, dataset, count, index)
                     grid = method(queries, memory[chosen])
                     maps = enlarge(grid)
@@ -219,7 +265,9 @@ def open_set(name: str) -> Dataset:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """All sets; the JSON's content."""
+    """All sets; the JSON's content. UsageError, SourceError, EngineError: one sentence each."""
+    if args.runs < 1 or min(args.shots) < 0 or args.held_out < 0:
+        raise UsageError("--runs must be at least 1, --shots and --held-out at least 0")
     bundle = load_bundle(args.bundle)
     run = EngineRun(bundle, args.threads)
     report: dict[str, Any] = {
@@ -229,33 +277,41 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.data:
         dataset = open_set(name)
         case = prepare(dataset, args.split, run, args.runs, max(args.shots) + args.held_out)
-        entry: dict[str, Any] = {"noun": case.noun, "judged": len(case.test.samples)}
-        entry["fused_difference"] = run.fused_difference(
-            case.test.tiles[:8], case.anchors, None, "bank"
-        )
-        entry["ms"] = run.time_per_image(case.test.tiles[0], case.anchors, None)
-        entry["ours"] = {}
-        for shots in args.shots:
-            entry["ours"][str(shots)] = ours(case, dataset, run, shots, args)
-            say(f"{case.name} {shots}-shot: {entry['ours'][str(shots)]['mean']}")
-        if args.ablations:
-            entry["ablations"] = ablations(case, dataset, run, 1)
-        if args.baselines:
-            from calibration.corpus import frozen_stem  # torch, for the baselines alone
-
-            entry["baselines"] = baselines(case, dataset, frozen_stem(), args.shots, args.runs)
-        report["sets"][case.name] = entry
+        report["sets"][case.name] = one_set(case, dataset, run, args)
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, report)
         if args.look:
             from calibration.look import heat_page
 
-            shot = case.good_encoded.rows(shot_rows(case, dataset, 1, 0))
-            memory, text = run.learn(shot, case.anchors)
+            memory, text = None, case.anchors
+            if len(case.good.samples):
+                shot = case.good_encoded.rows(shot_rows(case, dataset, 1, 0))
+                memory, text = run.learn(shot, case.anchors)
             found = run.detect(case.encoded, text, memory, args.mode)
             heat_page(case.test, found, args.look / f"{case.name}.png")
     return report
+
+
+def one_set(case: Case, dataset: Dataset, run: EngineRun, args: argparse.Namespace) -> Any:
+    """Everything measured on one set."""
+    entry: dict[str, Any] = {"noun": case.noun, "judged": len(case.test.samples)}
+    tiles = case.test.tiles
+    entry["fused_difference"] = run.fused_difference(tiles[:8], case.anchors, None, "bank")
+    entry["ms"] = run.time_per_image(tiles[0], case.anchors, None)
+    entry["ours"] = {}
+    for shots in args.shots:
+        entry["ours"][str(shots)] = ours(case, dataset, run, shots, args)
+        say(f"{case.name} {shots}-shot: {entry['ours'][str(shots)]['mean']}")
+    if not len(case.good.samples):
+        say(f"{case.name}: no good part in the train split: no ablations, no baselines")
+        return entry
+    if args.ablations:
+        entry["ablations"] = ablations(case, dataset, run, 1)
+    if args.baselines:
+        from calibration.corpus import frozen_stem  # torch, for the baselines alone
+
+        entry["baselines"] = baselines(case, dataset, frozen_stem(), args.shots, args.runs)
+    return entry
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -279,4 +335,4 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    evaluate(parse())
+    run_command(lambda: evaluate(parse()))

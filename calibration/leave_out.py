@@ -6,7 +6,6 @@ with the learned anchors themselves: no text tower is trained for an experiment.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from calibration.datasets import (
     named_sets,
     read_image,
 )
-from calibration.entry import run_command
+from calibration.entry import run_command, write_json
 from calibration.evaluate import summarise
 from calibration.finish import finish
-from calibration.metrics import auroc
+from calibration.metrics import auroc, no_ranking
 from calibration.stage_score import harmonic
 from calibration.stage_vision import VisionSettings, answers, encode_features, trusted
 from calibration.train import train_vision
@@ -47,7 +46,10 @@ def shot_features(model: SpgddGpt, dataset: Dataset, count: int, run: int) -> Te
 def judge(
     model: SpgddGpt, anchors: Tensor, dataset: Dataset, held: Corpus, shots: int, runs: int
 ) -> dict[str, Any]:
-    """Pixel- and Image-AUC (percent) of one number of shots; labels are nearest at 60 px."""
+    """Pixel- and Image-AUC (percent) of one number of shots; labels are nearest at 60 px.
+
+    Undefined is None with its reason. SourceError when the set has fewer good parts than shots.
+    """
     weight, results = float(model.score.weight), []
     for run in range(runs if shots else 1):
         text, bank = anchors, None
@@ -59,9 +61,13 @@ def judge(
         found = answers(model, text, held, bank)
         score = harmonic(found["cls"], found["peak"], weight, CLS_SCALE)
         known = held.located
-        pixel = auroc(held.labels[known] > 0.3, found["map"][known])
-        image = auroc(~held.normal, score)
-        results.append({"pixel": 100 * (pixel or 0.0), "image": 100 * (image or 0.0)})
+        truth = held.labels[known] > 0.3
+        row = {"pixel": auroc(truth, found["map"][known]), "image": auroc(~held.normal, score)}
+        reasons = {"pixel": no_ranking(truth, "pixel"), "image": no_ranking(~held.normal)}
+        results.append(
+            {k: None if v is None else 100 * v for k, v in row.items()}
+            | {"reasons": {k: v for k, v in reasons.items() if row[k] is None}}
+        )
     return summarise(results)
 
 
@@ -101,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = judge(model, anchors, dataset, unseen, shots, args.runs)
         body[str(shots)] = found
         log(f"{gone} never seen, {shots} shots", **found["mean"])
-    (home / "report.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_json(home / "report.json", body)
 
 
 if __name__ == "__main__":

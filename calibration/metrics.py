@@ -27,6 +27,14 @@ def auroc(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float | No
     return float(area / positives / negatives)
 
 
+def no_ranking(flags: NDArray[np.bool_], what: str = "picture") -> str:
+    """Why `auroc` of flags of any shape (True = defective) is undefined, in a few words."""
+    if not flags.size:
+        return f"no {what} is judged"
+    missing = "good" if np.asarray(flags).all() else "defective"
+    return f"no {missing} {what} is judged"
+
+
 def _thresholds(
     labels: NDArray[np.bool_], scores: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.int64]]:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from calibration.entry import run_command, write_json
 from calibration.prefix_data import Example, cached_examples
 from calibration.prefix_known import known_of
 from calibration.prefix_school import Lesson, School, prefixes_of
@@ -290,7 +291,7 @@ def main() -> None:
     said = trained_of(args.weights, model.config.trained)
     said = said.replace("language prefix not trained", "language prefix trained")
     save_weights(model, args.out / "weights.safetensors", trained=said)
-    (args.out / "prefix.json").write_text(json.dumps(report, indent=1))
+    write_json(args.out / "prefix.json", report)
     print(json.dumps(report, indent=1))
 
 
@@ -320,4 +321,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.entry import run_command
 from calibration.prefix_data import Example, cached_examples
 from calibration.resume import trained_of
 from engines.known import Known
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from calibration.prefix_data import Example
 from calibration.prefix_llama import Context, FrozenLlama
+from engines.errors import EngineError
 from engines.gguf_model import LlamaModel
 from engines.gguf_prefix import LENGTH
 from engines.gguf_prompt import (
@@ -58,7 +59,9 @@ class School:
         self.llama = FrozenLlama(gguf_path)
         rendered = self.tokenizer.chat_text(own_turns(image=True))
         if rendered is None:
-            raise SystemExit(f"{gguf_path}: this model has no chat template llama.cpp knows")
+            raise EngineError(
+                f"{gguf_path}: this model has no chat template llama.cpp knows: give another --gguf"
+            )
         self.frame = own_frame(rendered)
         ids = self.tokenizer.tokenize
         self.kept: Context = self.llama.keep([ids(self.frame.head, bos=True)])

@@ -6,7 +6,6 @@ must lie inside the stated 95 % beta-binomial interval (at least 17 times of 20)
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import numpy as np
 
 from calibration.datasets import SEED, Sample
 from calibration.engine_run import EngineRun, load_labelled
+from calibration.entry import run_command, write_json
 from calibration.evaluate import open_set, say
 from calibration.thresholds import conformal_threshold, reject_interval
 from engines.bundle import load_bundle
+from engines.errors import SourceError, UsageError
 from engines.text import TextEncoder
 
 
@@ -49,9 +50,17 @@ def distinct_parts(samples: Sequence[Sample]) -> list[Sample]:
 def enrolments(
     name: str, run: EngineRun, count: int, shots: int, alpha: float, split: str = "val"
 ) -> list[Enrolment]:
-    """`count` random enrolments over the distinct good parts of a split."""
+    """`count` random enrolments over the distinct good parts of a split.
+
+    SourceError when they are too few: besides the shots one to hold out and a fresh one.
+    """
     dataset = open_set(name)
     parts = distinct_parts(dataset.of(split, normal=True))
+    if len(parts) < shots + 2:
+        raise SourceError(
+            f"{dataset.name} has {len(parts)} distinct good parts in its split {split}, "
+            f"{shots} shots need at least {shots + 2}: give fewer --shots or another set"
+        )
     encoded = run.encode(load_labelled(parts).tiles)
     anchors = TextEncoder.open(run.bundle).anchors(dataset.noun)
     held = (len(parts) - shots) // 2
@@ -85,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    if args.count < 1 or args.shots < 1 or not 0 < args.alpha < 1:
+        raise UsageError("--count and --shots must be at least 1, --alpha between 0 and 1")
     run = EngineRun(load_bundle(args.bundle), args.threads)
     found = {n: enrolments(n, run, args.count, args.shots, args.alpha) for n in args.data}
     if args.json:
@@ -92,9 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             n: {"inside": sum(e.held for e in es), "of": len(es), "each": [asdict(e) for e in es]}
             for n, es in found.items()
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, body)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

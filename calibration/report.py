@@ -4,18 +4,24 @@
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from calibration.datasets import set_name
+from calibration.entry import read_json, run_command
+
 # Pixel-AUC of the paper's Tables I and II at 1, 2, 4 shots; MT's column is inferred there.
 PAPER = {"mt": (88.8, 90.8, 92.6), "bsdata": (85.6, 88.5, 89.8), "cfd": (94.8, 96.3, 97.4)}
+FIGURES = {
+    "pixel": "Pixel-AUC", "native": "native size", "image": "Image-AUC", "pro": "AUPRO",
+    "false_reject": "false rejects", "caught": "caught", "said": "said right",
+}  # fmt: skip
 HEAD = """# Evaluation
 
 Written by `python -m calibration.report`; do not edit. All figures in percent, mean over runs
 (sample deviation in brackets), Pixel-AUC at 240 px over all pixels of all judged pictures, through
-the exported engines. A dash is undefined (no masks, or one class alone). "Said right": share of
+the exported engines. A dash is undefined; the reason stands under the table. "Said right": share of
 pictures whose description's field `defective` is true to the label, as the template says it (it
 repeats the verdict at the recipe's threshold). Native size: the first run alone.
 """
@@ -43,6 +49,16 @@ def ours_table(name: str, entry: dict[str, Any]) -> list[str]:
         cells = [number(found, n) for n in names]
         lines.append(f"| {shots} | " + " | ".join(cells) + f" | {paper.get(shots, '-')} |")
     return lines
+
+
+def undefined(found: dict[str, dict[str, Any]], of: str) -> list[str]:
+    """One line for every figure that is a dash, with its reason; `of`: what the rows are."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row, entry in found.items():
+        for name, why in entry.get("reasons", {}).items():
+            places.setdefault((FIGURES.get(name, name), why), []).append(row)
+    lines = [f"- {name} ({', '.join(at)} {of}): {why}." for (name, why), at in places.items()]
+    return ["", "Undefined:", "", *lines] if lines else []
 
 
 def baseline_table(entry: dict[str, Any]) -> list[str]:
@@ -79,6 +95,7 @@ def section(name: str, entry: dict[str, Any], level: str = "##") -> list[str]:
         f"shared), pieces against the fused detector: {entry['fused_difference']:.1e}.",
         "",
         *ours_table(name, entry),
+        *undefined(entry["ours"], "shots"),
         "",
     ]
     if entry.get("baselines"):
@@ -86,7 +103,8 @@ def section(name: str, entry: dict[str, Any], level: str = "##") -> list[str]:
         said = f" (baselines: the first {runs} runs)" if runs else ""
         lines += [f"On the same stem features and shots{said}:", "", *baseline_table(entry), ""]
     if entry.get("ablations"):
-        lines += ["Ablations with the same weights:", "", *ablation_table(entry), ""]
+        lines += ["Ablations with the same weights:", "", *ablation_table(entry)]
+        lines += [*undefined(entry["ablations"], "at one shot"), ""]
     return lines
 
 
@@ -141,8 +159,8 @@ def promise_table(found: dict[str, Any]) -> str:
         each = entry["each"]
         mean = 100 * sum(e["rate"] for e in each) / len(each)
         lines.append(
-            f"| {Path(name).name} | {entry['inside']} of {entry['of']} | {each[0]['held_out']} | "
-            f"{each[0]['fresh']} | {mean:.1f} % |"
+            f"| {set_name(Path(name))} | {entry['inside']} of {entry['of']} | "
+            f"{each[0]['held_out']} | {each[0]['fresh']} | {mean:.1f} % |"
         )
     return "\n".join(lines)
 
@@ -157,14 +175,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--notes", type=Path, help="Markdown to append: what was tried, limits")
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation.md"))
     args = parser.parse_args(argv)
-    read = [[json.loads(p.read_text()) for p in group] for group in (args.seen, args.unseen)]
+    read = [[read_json(p) for p in group] for group in (args.seen, args.unseen)]
     if args.baselines:
-        merge_baselines(read, json.loads(args.baselines.read_text()))
+        merge_baselines(read, read_json(args.baselines))
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if args.promise:
-        notes = promise_table(json.loads(args.promise.read_text())) + "\n\n" + notes
+        notes = promise_table(read_json(args.promise)) + "\n\n" + notes
     args.out.write_text(page(read[0], read[1], notes), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,7 +5,7 @@ maximum over tiles; beside it the whole picture as one tile, same shots.
 """
 
 import argparse
-import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from calibration.datasets import Dataset, Sample, choose_shots, load_dataset, read_image, read_mask
 from calibration.engine_run import EngineRun
+from calibration.entry import run_command, write_json
 from calibration.evaluate import summarise
-from calibration.metrics import auroc
+from calibration.metrics import auroc, no_ranking
 from engines.bundle import load_bundle
+from engines.errors import SourceError, UsageError
 from engines.preprocess import stitch, tile_boxes, to_tiles
 from engines.text import TextEncoder
 
@@ -43,8 +45,16 @@ def cut(
 def judge(
     run: EngineRun, dataset: Dataset, grid: tuple[int, int], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Figures of one grid over the runs of shots, and milliseconds per picture."""
+    """Figures of one grid over the runs of shots, and milliseconds per picture.
+
+    A picture whose defect is not located counts in Image-AUC alone. SourceError when the split is
+    empty or the set has fewer good parts than shots.
+    """
     samples = dataset.of(args.split)
+    if not samples:
+        raise SourceError(
+            f"{dataset.name} has no picture in the split {args.split}: name another --split"
+        )
     tiles, places = cut(samples, grid, args.overlap)
     start = time.perf_counter()
     encoded = run.encode(tiles)
@@ -52,10 +62,13 @@ def judge(
     anchors = TextEncoder.open(run.bundle).anchors(dataset.noun)
     masks = []
     for sample, (_, shape) in zip(samples, places, strict=True):
-        mask = np.zeros(shape, bool) if sample.normal else read_mask(sample, shape)
+        known = sample.located and not sample.normal
+        mask = read_mask(sample, shape) if known else np.zeros(shape, bool)
         small = cv2.resize(mask.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
         masks.append(small > 0)
     ill = np.array([not s.normal for s in samples])
+    located = np.array([s.located for s in samples])
+    truth = np.stack(masks)[located]
     results, cells = [], grid[0] * grid[1]
     for index in range(args.runs):
         chosen = choose_shots(dataset.of("train", normal=True), args.shots, index)
@@ -66,8 +79,12 @@ def judge(
             part = stitch(found.maps[i * cells : (i + 1) * cells], boxes, shape, None)
             maps.append(cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR))
         scores = found.scores.reshape(-1, cells).max(1)
-        pixel, image = auroc(np.stack(masks), np.stack(maps)), auroc(ill, scores)
-        results.append({"pixel": 100 * (pixel or 0.0), "image": 100 * (image or 0.0)})
+        row = {"pixel": auroc(truth, np.stack(maps)[located]), "image": auroc(ill, scores)}
+        reasons = {"pixel": no_ranking(truth, "pixel"), "image": no_ranking(ill)}
+        results.append(
+            {k: None if v is None else 100 * v for k, v in row.items()}
+            | {"reasons": {k: v for k, v in reasons.items() if row[k] is None}}
+        )
     return {"grid": list(grid), "encoder_ms": spent, **summarise(results)}
 
 
@@ -87,12 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, dataset = EngineRun(load_bundle(args.bundle), args.threads), load_dataset(args.data)
     rows = []
     for text in args.grids:
+        if not re.fullmatch(r"[1-9]\d?x[1-9]\d?", text):
+            raise UsageError(f"--grids {text}: write ROWSxCOLUMNS, for example 2x2")
         high, wide = (int(n) for n in text.split("x"))
         rows.append(judge(run, dataset, (high, wide), args))
         print(dataset.name, text, rows[-1]["mean"], f"{rows[-1]['encoder_ms']:.0f} ms", flush=True)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({dataset.name: rows}, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {dataset.name: rows})
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

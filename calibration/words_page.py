@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.entry import run_command
 from calibration.prefix_data import MADE
 from calibration.procedural import Kind
 from calibration.synthetic import Defective, make_defect
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

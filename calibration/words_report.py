@@ -5,7 +5,8 @@
 Per set: references and a conformal threshold from train normals as `station enroll` takes them,
 every validation part through the engine and the describer. Reported: yes/no accuracy of the words
 beside the detector's own, agreement of the place with the mask, kinds, contradictions, answers
-that were no valid JSON; and a page with twenty parts beside their words. `--prefix` tells whether
+that were no valid JSON (wrong in yes/no, though the template then speaks and repeats the verdict);
+and a page with twenty parts beside their words. `--prefix` tells whether
 the model looks at its embeddings: fed as trained, none, or those of another part.
 """
 
@@ -24,12 +25,14 @@ from numpy.typing import NDArray
 from calibration.coreset import reduce_memory
 from calibration.datasets import Dataset, Sample, load_dataset, read_image, read_mask
 from calibration.enroll import DEFAULT_MODE
+from calibration.entry import run_command, write_json
 from calibration.thresholds import conformal_threshold
 from calibration.trust import carry, reference_trust
 from engines.bundle import Bundle, load_bundle
 from engines.consistency import contradiction
 from engines.describer import DescribeRequest, DescriberSettings, Description, open_describer
 from engines.detector import Answer, Detector, Memory
+from engines.errors import SourceError
 from engines.facts import (
     EVERYWHERE,
     Area,
@@ -57,12 +60,19 @@ def kind_word(label: str) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """One validation part: truth, request and words."""
+    """One validation part: truth, request and words; `asked`: a model was to say them."""
 
     sample: Sample
     mask: NDArray[np.bool_]
     request: DescribeRequest
     words: Description
+    asked: bool = True
+
+    @property
+    def yes_no_right(self) -> bool:
+        """Whether the words call the part what it is. No answer of the model's own is wrong."""
+        spoken = self.words.source == "llm" or not self.asked
+        return spoken and self.words.defective != self.sample.normal
 
     @property
     def place_right(self) -> bool | None:
@@ -144,7 +154,7 @@ def figures(said: Sequence[Said], threshold: float) -> dict[str, Any]:
     return {
         "parts": len(said),
         "threshold": round(threshold, 4),
-        "yes_no_words": mean([s.words.defective != s.sample.normal for s in said]),
+        "yes_no_words": mean([s.yes_no_right for s in said]),
         "yes_no_detector": mean([s.request.defective != s.sample.normal for s in said]),
         "place": mean([s.place_right for s in bad]),
         "place_parts": sum(s.place_right is not None for s in bad),
@@ -170,8 +180,13 @@ def _balanced(found: Sequence[Said]) -> float | None:
 
 
 def inspector_of(dataset: Dataset, bundle: Bundle, mode: str) -> Inspector:
-    """The inspector of a labelled set, from its good train parts."""
+    """The inspector of a labelled set, from its good train parts; SourceError: too few of them."""
     normals = dataset.of("train", normal=True)
+    if len(normals) <= SHOTS:
+        raise SourceError(
+            f"{dataset.name} has {len(normals)} good parts in its train split, {SHOTS + 1} are "
+            "needed for references and a threshold: add some, or leave the set out"
+        )
     step = max(1, len(normals) // (SHOTS + HELD))
     good = [read_image(s) for s in normals[::step][: SHOTS + HELD]]
     kinds = [kind_word(k) for k in sorted({s.category for s in dataset.samples if not s.normal})]
@@ -211,6 +226,8 @@ def describe_set(
     bad, good = dataset.of("val", normal=False), dataset.of("val", normal=True)
     half = args.limit // 2
     samples = [*_spread(bad, half), *_spread(good, args.limit - half)]
+    if not samples:
+        raise SourceError(f"{dataset.name} has no picture in its split val: leave the set out")
     requests = [inspector.request(f"{dataset.name}/{s.image.name}", read_image(s)) for s in samples]
     said = []
     graph = args.prefix_graph or bundle.file("prefix.onnx")
@@ -218,7 +235,7 @@ def describe_set(
     for sample, request, spoken in zip(samples, requests, words, strict=True):
         shape = read_image(sample).shape[:2]
         mask = read_mask(sample, shape) if sample.located else np.zeros(shape, np.bool_)
-        said.append(Said(sample, mask, request, spoken))
+        said.append(Said(sample, mask, request, spoken, args.backend != "template"))
     return dataset.name, said, inspector.threshold
 
 
@@ -238,7 +255,7 @@ img{width:100%;display:block}figcaption{margin-top:8px}small{color:#555}
 
 def page(said: Sequence[Said], out: Path) -> None:
     """index.html with twenty parts beside their words: twelve right ones, eight wrong ones."""
-    wrong = [s for s in said if s.place_right is False or s.words.defective == s.sample.normal]
+    wrong = [s for s in said if s.place_right is False or not s.yes_no_right]
     wrong += [s for s in said if s not in wrong and _kind_right(s) is False]
     right = [s for s in said if s not in wrong and not s.sample.normal]
     bad = _spread_said(wrong, 8)
@@ -247,7 +264,7 @@ def page(said: Sequence[Said], out: Path) -> None:
         name = f"{i:02d}.jpg"
         cv2.imwrite(str(out / name), _picture(s))
         marks = {
-            "verdict": s.words.defective != s.sample.normal,
+            "verdict": s.yes_no_right,
             "place": s.place_right,
             "kind": _kind_right(s),
         }
@@ -311,10 +328,10 @@ def main() -> None:
         report[name] = figures(said, threshold)
         everything += said
         print(name, json.dumps(report[name]), flush=True)
-    (args.out / f"words-{args.prefix}.json").write_text(json.dumps(report, indent=1))
+    write_json(args.out / f"words-{args.prefix}.json", report)
     page(everything, args.out)
     print(f"{args.out}/index.html")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
