@@ -28,7 +28,7 @@ from station.gateways.registers import (
     encode,
 )
 from station.schema_ctl import MAX_PAGE, Kind
-from tests.station.gatekit import ROOT, ScriptedStation, truth
+from tests.station.gatekit import ROOT, ScriptedStation, free_port, truth
 from tests.station.modbuskit import gateway
 
 TEXT = (ROOT / "docs" / "integrator.md").read_text()
@@ -139,7 +139,6 @@ def test_the_python_plc_of_the_document_runs_a_line(station):
 
 def bare_run(station, count):
     client = example("isp client")["Station"](station.ctl)
-    client.hello("bare")
     wrong = []
     for n in range(count):
         passed, verdict, _ = client.inspect(f"part-{n}")
@@ -163,11 +162,30 @@ def test_the_bare_isp_client_sees_1000_verdicts_and_none_wrong(station, figure):
 
 def test_the_bare_isp_client_is_told_when_the_station_is_not_ready(station):
     client = example("isp client")["Station"](station.ctl)
-    client.hello("bare")
     station.ready = False
     assert client.inspect("p")[:2] == (False, "not_ready")
+    client.socket.close(0)
+
+
+def test_the_bare_isp_client_goes_on_after_a_new_station(station):
+    """The part that meets the unknown session is rejected, the next one is inspected."""
+    client = example("isp client")["Station"](station.ctl)
+    good = [f"p{n}" for n in range(30) if truth(f"p{n}") == "OK"]
+    assert client.inspect(good[0])[0]
+    client.session = "0" * 16  # as after a restart
+    assert client.inspect(good[1])[:2] == (False, "hello_first")
+    assert client.inspect(good[2])[:2] == (True, "OK")
     client.session = "0" * 16
-    assert client.inspect("p")[:2] == (False, "hello_first")
+    assert [r["part_id"] for r in client.results()] == [good[0], good[2]]
+    client.socket.close(0)
+
+
+def test_the_bare_isp_client_without_a_station_says_so():
+    client = example("isp client")["Station"](f"tcp://127.0.0.1:{free_port()}")
+    client.ask = lambda *_, **__: (None, [])  # no waiting
+    assert client.inspect("p") == (False, "no answer", "")
+    with pytest.raises(TimeoutError):
+        next(client.results())
     client.socket.close(0)
 
 
@@ -176,7 +194,6 @@ def test_the_opc_ua_client_of_the_document_inspects_a_part(station):
     pytest.importorskip("asyncua")
     from station.gateways.link_io import StationAddress
     from station.gateways.opcua import OpcuaGateway, OpcuaSettings
-    from tests.station.gatekit import free_port
 
     inspect = example("opcua client")["inspect"]
     endpoint = f"opc.tcp://127.0.0.1:{free_port()}/inspection"
