@@ -8,7 +8,8 @@ regression from CLS to the model's own word embeddings of the kinds leaves it: a
 is then a word the model already reads, and few steps are needed on a CPU. `--start` goes on from
 an earlier prefix instead; when that one belongs to other vision weights (`--start-weights`), its
 image layer is carried over by regression onto the embeddings it had for each kind. `--new-made`:
-that prefix has not met the made kinds; their words are where they begin.
+that prefix has not met the made kinds; their words are where they begin. The same command goes on
+where it was broken off (OUT/state.pt); OUT refuses a run with other settings, sets or weights.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from calibration.entry import run_command, write_json
-from calibration.prefix_data import Example, cached_examples
+from calibration.prefix_data import Example, cached_examples, listed
 from calibration.prefix_known import known_of
 from calibration.prefix_school import Lesson, School, prefixes_of
-from calibration.resume import trained_of
+from calibration.resume import Identity, digest, keep, take_up, trained_of
 from engines.gguf_file import find_gguf
 from export.model.adapter import LEARNED, Prefix
 from export.model.weights import load_weights, save_weights
@@ -195,11 +196,15 @@ def train(
     lessons: Sequence[Lesson],
     args: argparse.Namespace,
     examine: Callable[[Prefix], float],
+    of: Identity,
 ) -> list[float]:
     """Adam with warm-up and one cosine over the steps or minutes given; the best prefix is kept.
 
-    Returns the losses. The state with the highest `examine` is in `prefix` when it ends.
+    Returns the losses. The state with the highest `examine` is in `prefix` when it ends. A state of
+    the same run (`of`) in args.out is gone on from, its minutes counted; UsageError: of another.
     """
+    file = args.out / "state.pt"
+    left = take_up(file, of)
     groups: dict[tuple[str, str], list[Lesson]] = {}
     for lesson in lessons:
         groups.setdefault(lesson.example.group, []).append(lesson)
@@ -207,8 +212,21 @@ def train(
     chance = np.array([1.0 if source == "made" else REAL for source, _ in names])
     rng = np.random.default_rng(SEED)
     adam = torch.optim.Adam(prefix.parameters(), lr=args.lr)
-    best, state, losses = examine(prefix), _copy(prefix), list[float]()
-    start = time.monotonic()
+    if left is None:
+        best, state, losses = examine(prefix), _copy(prefix), list[float]()
+    else:
+        best, state, losses = left["best"], left["kept"], left["losses"]
+        prefix.load_state_dict(left["prefix"])
+        adam.load_state_dict(left["adam"])
+        rng.bit_generator.state = left["rng"]
+        print(f"resumed at step {len(losses)}", flush=True)
+    start = time.monotonic() - (left["seconds"] if left else 0.0)
+
+    def leave() -> None:
+        now = {"best": best, "kept": state, "losses": losses, "prefix": prefix.state_dict()}
+        now |= {"adam": adam.state_dict(), "rng": rng.bit_generator.state}
+        keep(file, of, now | {"seconds": time.monotonic() - start})
+
     while (spent := _spent(len(losses), time.monotonic() - start, args)) < 1:
         rate = min(1.0, (len(losses) + 1) / 5) * 0.5 * (1 + np.cos(np.pi * spent))
         for group in adam.param_groups:
@@ -225,9 +243,12 @@ def train(
         if len(losses) % 5 == 1:
             seconds = time.monotonic() - start
             print(f"[{seconds:5.0f} s] step {len(losses)} L_C {loss:.4f}", flush=True)
-        if len(losses) % EVERY == 0 and (found := examine(prefix)) >= best:
-            best, state = found, _copy(prefix)
-            save_file(state, args.out / "best.safetensors")
+        if len(losses) % EVERY == 0:
+            if (found := examine(prefix)) >= best:
+                best, state = found, _copy(prefix)
+                save_file(state, args.out / "best.safetensors")
+            leave()
+    leave()
     if losses and examine(prefix) < best:
         prefix.load_state_dict(state)
     return losses
@@ -274,7 +295,7 @@ def main() -> None:
         print(f"    validation {found}", flush=True)
         return judge(found)
 
-    losses = train(school, prefix, training, args, score)
+    losses = train(school, prefix, training, args, score, identity(args, path))
     report |= {"steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-5:]}
     trained, state = examine(prefix), _copy(prefix)
     settle(prefix, training, prototypes(prefix, [le.example for le in training]))
@@ -293,6 +314,18 @@ def main() -> None:
     save_weights(model, args.out / "weights.safetensors", trained=said)
     write_json(args.out / "prefix.json", report)
     print(json.dumps(report, indent=1))
+
+
+def identity(args: argparse.Namespace, gguf: Path) -> dict[str, Any]:
+    """Whose the state of a prefix training is."""
+    plan = ("steps", "minutes", "lr", "batch", "made", "limit", "new_made")
+    weights = (args.weights, args.start, args.start_weights)
+    return {
+        "settings": {name: getattr(args, name) for name in plan},
+        "data sets": [digest(listed(root)) for root in args.data],
+        "start weights": [digest(path) if path else None for path in weights],
+        "language model": [gguf.name, gguf.stat().st_size],
+    }
 
 
 def _examples(weights: Path, args: argparse.Namespace) -> list[Example]:

@@ -5,11 +5,11 @@ is alternated in training). Findings come from the map, the kind from the label.
 sets stand made defects on procedural parts, so that kinds are more than those of two products.
 """
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.datasets import Dataset, Sample, choose_shots, load_dataset, read_image
+from calibration.datasets import (
+    SPLITS,
+    Dataset,
+    Sample,
+    choose_shots,
+    listing,
+    load_dataset,
+    read_image,
+    set_name,
+)
 from calibration.procedural import Kind
+from calibration.resume import digest
 from calibration.synthetic import make_defect
 from engines.bundle import load_bundle
 from engines.describer import DescribeRequest
@@ -79,11 +89,11 @@ class Example:
 def cached_examples(source: Path | int, weights: Path, limit: int | None) -> list[Example]:
     """Examples of a set, or of so many procedural kinds, as these weights see them.
 
-    Kept under build/prefix by weights, source and limit: pictures are read once.
+    Kept under build/prefix by weights, source, what it holds and limit: pictures are read once.
     """
-    name = f"made{source}" if isinstance(source, int) else str(source.resolve())
-    key = hashlib.sha256(weights.read_bytes() + f"{name} {limit} 3".encode()).hexdigest()[:16]
-    cache = Path("build/prefix") / f"{Path(name).name}-{key}.pkl"
+    name = f"made{source}" if isinstance(source, int) else set_name(source)
+    holds = None if isinstance(source, int) else listed(source)
+    cache = Path("build/prefix") / f"{name}-{digest([digest(weights), name, holds, limit, 4])}.pkl"
     if not cache.exists():
         model = load_weights(weights)
         shelves = made_shelves(source) if isinstance(source, int) else [shelf_of(source, limit)]
@@ -94,6 +104,11 @@ def cached_examples(source: Path | int, weights: Path, limit: int | None) -> lis
         half.rename(cache)
     examples: list[Example] = pickle.loads(cache.read_bytes())
     return examples
+
+
+def listed(root: Path) -> list[Any]:
+    """What a set holds now (`calibration.datasets.listing`), all splits."""
+    return [listing(root, split) for split in SPLITS]
 
 
 def shelf_of(root: Path, limit: int | None = None) -> Shelf:

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from calibration import prefix as stage  # noqa: E402
 from calibration.prefix_data import Example, examples_of, made_shelves  # noqa: E402
 from calibration.prefix_known import known_of  # noqa: E402
 from calibration.prefix_school import School, prefixes_of  # noqa: E402
-from engines.errors import EngineError  # noqa: E402
+from engines.errors import EngineError, UsageError  # noqa: E402
 from engines.gguf_prompt import Findings  # noqa: E402
 from engines.known import read_known  # noqa: E402
 from export.gguf import make_gguf  # noqa: E402
@@ -31,6 +32,7 @@ CHATML = (
     "+ '<|im_end|>' + '\n'}}{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 DIM, HIDDEN = 8, 64
+OF = {"settings": {"steps": 8}}
 KINDS = ("crack", "hole")
 
 
@@ -73,10 +75,62 @@ def test_the_prefix_learns_and_the_model_stays_as_it_is(school, tmp_path):
     started = {k: v.clone() for k, v in learner.state_dict().items()}
     args = argparse.Namespace(lr=3e-2, batch=2, steps=8, minutes=60, out=tmp_path)
     scores = iter((0.25, 0.5))  # what a validation finds before and after
-    losses = stage.train(school, learner, lessons, args, lambda p: next(scores))
+    losses = stage.train(school, learner, lessons, args, lambda p: next(scores), OF)
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
     assert not torch.equal(learner.image.weight, started["image.weight"])
     assert all(torch.equal(before[name], w) for name, w in school.llama._w.items())
+
+
+def test_a_training_broken_off_and_resumed_ends_like_one_run(school, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "EVERY", 2)
+    lessons = [school.lesson(example(KINDS[i % 2], i)) for i in range(4)]
+
+    def run(folder, until=100):
+        folder.mkdir(exist_ok=True)
+        learner, asked = prefix(), []
+        loss = school.loss
+
+        def cut(batch, prefixes):
+            asked.append(batch)
+            if len(asked) > until:
+                raise KeyboardInterrupt
+            return loss(batch, prefixes)
+
+        args = argparse.Namespace(lr=3e-2, batch=2, steps=4, minutes=60, out=folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(school, "loss", cut)
+            losses = stage.train(school, learner, lessons, args, lambda p: 0.5, OF)
+        return learner.state_dict(), losses, len(asked)
+
+    whole, losses, _ = run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", until=3)
+    again, resumed, asked = run(tmp_path / "b")
+    assert asked == 2 and resumed == pytest.approx(losses, abs=1e-5)
+    assert all(torch.allclose(v, whole[k], atol=1e-5) for k, v in again.items())
+    assert run(tmp_path / "b")[2] == 0  # a finished one is not begun anew
+    args = argparse.Namespace(lr=3e-2, batch=2, steps=4, minutes=60, out=tmp_path / "b")
+    with pytest.raises(UsageError, match="other settings"):
+        stage.train(school, prefix(), lessons, args, lambda p: 0.5, {"settings": {"steps": 9}})
+
+
+def test_a_prefix_training_is_known_by_what_it_reads(tmp_path):
+    files = [tmp_path / name for name in ("w", "start", "m.gguf")]
+    for file in files:
+        file.write_text(file.name)
+    (tmp_path / "good").mkdir()
+    cv2.imwrite(str(tmp_path / "good" / "1.png"), np.zeros((9, 9), np.uint8))
+    args = argparse.Namespace(
+        steps=3, minutes=1.0, lr=1e-3, batch=8, made=0, limit=None, new_made=False,
+        weights=files[0], start=files[1], start_weights=None, data=[tmp_path],
+    )  # fmt: skip
+    first = stage.identity(args, files[2])
+    assert stage.identity(args, files[2]) == first
+    files[1].write_text("another start")
+    cv2.imwrite(str(tmp_path / "good" / "2.png"), np.zeros((9, 9), np.uint8))
+    args.lr = 2e-3
+    now = stage.identity(args, files[2])
+    assert [k for k in first if now[k] != first[k]] == ["settings", "data sets", "start weights"]
 
 
 def test_a_prefix_that_validates_worse_is_not_kept(school, tmp_path):
@@ -85,7 +139,7 @@ def test_a_prefix_that_validates_worse_is_not_kept(school, tmp_path):
     started = {k: v.clone() for k, v in learner.state_dict().items()}
     args = argparse.Namespace(lr=3e-2, batch=1, steps=2, minutes=60, out=tmp_path)
     scores = iter((0.5, 0.25))
-    stage.train(school, learner, lessons, args, lambda p: next(scores))
+    stage.train(school, learner, lessons, args, lambda p: next(scores), OF)
     assert all(torch.equal(learner.state_dict()[k], v) for k, v in started.items())
 
 
