@@ -9,7 +9,7 @@ import hashlib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -24,6 +24,8 @@ from engines.errors import ConfigError
 from station.tomlline import line_of
 
 DEFAULT_FILE = Path("station.toml")
+OTHER_VARIABLES = ("STATION_CACHE", "STATION_TRACEBACK")
+"""Variables of ours that are no settings."""
 _NAME = r"^[A-Za-z0-9_-]{1,32}$"  # becomes part of the bus topic: no slash, no dot
 
 
@@ -215,7 +217,9 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     engine: EngineSettings = EngineSettings()
     source: SourceSettings = SourceSettings()
-    cameras: dict[str, SourceSettings] = Field(default_factory=dict)
+    cameras: dict[Annotated[str, Field(pattern=_NAME)], SourceSettings] = Field(
+        default_factory=dict  # the part of a part id before its slash
+    )
     trigger: TriggerSettings = TriggerSettings()
     recipe: RecipeSettings = RecipeSettings()
     describe: DescribeSettings = DescribeSettings()
@@ -271,6 +275,7 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
     `path` None: station.toml of the working directory if there is one. `overrides` is nested like
     the file (the command line's options). Raises ConfigError (exit 3).
     """
+    _check_environment()
     file = path if path is not None else DEFAULT_FILE
     text = _read(file, required=path is not None)
     data = _parse(file, text)
@@ -280,6 +285,19 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
         raise ConfigError(_sentence(error, file, text, data, overrides or {})) from None
     except SettingsError as error:
         raise ConfigError(f"environment: {error}; correct or unset the STATION_ variable") from None
+
+
+def _check_environment() -> None:
+    """ConfigError for a STATION_ variable that names no setting: it would be ignored in silence."""
+    for name in sorted(os.environ):
+        if not name.startswith("STATION_") or name in OTHER_VARIABLES:
+            continue
+        section, _, key = name.removeprefix("STATION_").lower().partition("__")
+        field = Settings.model_fields.get(section)
+        known = getattr(field.annotation, "model_fields", None) if field else {}
+        if field is None or (known is not None and key and key.partition("__")[0] not in known):
+            path = (section, key) if field else (section,)
+            raise ConfigError(f"environment {name}: no such setting{_did_you_mean(path)}")
 
 
 def _read(file: Path, *, required: bool) -> str:

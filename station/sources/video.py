@@ -33,10 +33,11 @@ class VideoSource:
         self._capture = capture
 
     def read(self, timeout_s: float) -> Frame | None:
-        """The next frame; EndOfSource at the end of the file."""
+        """The next frame, None when it is not due within the time; EndOfSource at the end."""
         if self._capture is None:
             raise EndOfSource
-        self._pace()
+        if not self._due(timeout_s):
+            return None
         ok, image = self._capture.read()
         if not ok and self.settings.loop and self._index:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
@@ -57,14 +58,17 @@ class VideoSource:
             digest=digest(pixels.data),
         )
 
-    def _pace(self) -> None:
-        """At `fps` where one is set; 0 = as fast as frames are judged."""
+    def _due(self, timeout_s: float) -> bool:
+        """Wait for the next frame's time, at `fps` where one is set; whether it has come."""
         if not self.settings.fps:
-            return
+            return True
         now = time.monotonic_ns()
-        if self._next_ns > now:
-            time.sleep((self._next_ns - now) / 1e9)
+        wait_s = (self._next_ns - now) / 1e9
+        time.sleep(min(max(0.0, wait_s), timeout_s))
+        if wait_s > timeout_s:
+            return False
         self._next_ns = max(self._next_ns, now) + int(1e9 / self.settings.fps)
+        return True
 
     def close(self) -> None:
         """Release the decoder."""

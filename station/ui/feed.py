@@ -12,7 +12,7 @@ from station.ui.board import Board
 from station.ui.hub import Hub
 
 log = structlog.get_logger("ui")
-MISSED_S = 0.6  # three heartbeats of 200 ms
+MISSED = 3  # heartbeats
 TICK_S = 0.1
 CATCH_UP = 20_000  # parts fetched at start for this shift's figures
 STATE_S = 0.2  # state is told this often: the page's own proof of life
@@ -40,6 +40,7 @@ class Feed:
         self._beater = threading.Thread(target=self._beat, name="beat", daemon=True)
         self._hb: int | None = None
         self._hb_at = float("-inf")
+        self._period_s = 0.2  # between heartbeats; HELLO tells
 
     def start(self) -> None:
         """Begin."""
@@ -65,7 +66,9 @@ class Feed:
             self._stop.wait(RETRY_S)
 
     def _messages(self, client: Client) -> Iterator[Body]:
-        last = client.hello().last_seq or {}
+        welcome = client.hello()
+        self._period_s = (welcome.hb_ms or 200) / 1000
+        last = welcome.last_seq or {}
         since = {name: max(0, last.get(name, 0) - CATCH_UP) for name in ("result", "desc")}
         since["event"] = max(0, last.get("event", 0) - 20)
         streams = ("result", "desc", "event", "status")
@@ -91,7 +94,7 @@ class Feed:
         told_at, was = float("-inf"), False
         while not self._stop.wait(LOOK_S):
             now = time.monotonic()
-            alive = now - self._hb_at < MISSED_S
+            alive = now - self._hb_at < MISSED * self._period_s
             if alive != was or now - told_at >= STATE_S:
                 self._board.set_alive(alive)
                 self._hub.send("state", self._board.state())

@@ -92,3 +92,36 @@ def test_every_key_of_station_toml_has_a_comment_near():
     """Each table has at least one explanation; a budget may share its neighbour's."""
     for block in (ROOT / "station.toml").read_text().split("\n[")[1:]:
         assert "#" in block, block.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("STATION_LEDGRE__PATH", r"STATION_LEDGRE__PATH: no such setting; did you mean 'ledger'"),
+        ("STATION_BUS__PUBPORT", r"STATION_BUS__PUBPORT: no such setting; did you mean 'pub_port'"),
+        ("STATION_ROOT", "STATION_ROOT: no such setting; known here: "),
+    ],
+)
+def test_a_variable_that_names_no_setting_is_refused(tmp_path, monkeypatch, name, told):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ConfigError, match=told):
+        load_settings(empty(tmp_path))
+
+
+def test_variables_that_are_none_of_the_settings_may_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATION_CACHE", str(tmp_path))
+    monkeypatch.setenv("STATION_CAMERAS__LEFT__SPEC", "folder")
+    monkeypatch.setenv("STATION_BUS__PUB_PORT", "7000")
+    found = load_settings(empty(tmp_path))
+    assert found.bus.pub_port == 7000 and found.sources()["left"].spec == "folder"
+
+
+def test_the_name_of_a_camera_is_part_of_a_part_id(tmp_path):
+    with pytest.raises(ConfigError, match="a/b"):
+        load_settings(empty(tmp_path), {"cameras": {"a/b": {"spec": "x"}}})
+
+
+def empty(folder):
+    file = folder / "station.toml"
+    file.write_text("")
+    return file

@@ -143,6 +143,19 @@ def test_a_video_is_read_frame_by_frame_and_ends(tmp_path):
     assert [f.index for f in frames] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_slow_video_gives_its_reader_time_for_a_heartbeat(tmp_path):
+    path = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
+    for number in range(2):
+        writer.write(picture(number))
+    writer.release()
+    source = open_source(str(path), SourceSettings(spec=str(path), fps=2))
+    source.open()
+    assert source.read(0.05).index == 1
+    assert source.read(0.05) is None  # due in half a second: the reader is asked again before
+    until(lambda: (frame := source.read(0.05)) is not None and frame.index == 2)
+
+
 def test_a_file_that_only_looks_like_a_video_is_refused(tmp_path):
     (tmp_path / "v.mp4").write_text("no")
     with pytest.raises(SourceError, match="not a video"):
