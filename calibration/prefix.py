@@ -205,9 +205,7 @@ def train(
     """
     file = args.out / "state.pt"
     left = take_up(file, of)
-    groups: dict[tuple[str, str], list[Lesson]] = {}
-    for lesson in lessons:
-        groups.setdefault(lesson.example.group, []).append(lesson)
+    groups = _by_group(lessons)
     names = list(groups)
     chance = np.array([1.0 if source == "made" else REAL for source, _ in names])
     rng = np.random.default_rng(SEED)
@@ -252,6 +250,13 @@ def train(
     if losses and examine(prefix) < best:
         prefix.load_state_dict(state)
     return losses
+
+
+def _by_group(lessons: Sequence[Lesson]) -> dict[tuple[str, str], list[Lesson]]:
+    groups: dict[tuple[str, str], list[Lesson]] = {}
+    for lesson in lessons:
+        groups.setdefault(lesson.example.group, []).append(lesson)
+    return groups
 
 
 def _spent(steps: int, seconds: float, args: argparse.Namespace) -> float:
