@@ -35,6 +35,7 @@ from station.schema_ctl import (
     Trigger,
     parse_command,
     reply_bytes,
+    rid_of,
 )
 from station.security import LOCAL, Access, Audit, may
 
@@ -90,11 +91,11 @@ class Desk:
         """Deal with one request; whatever it holds, the answer is one of ISP/1."""
         name, role = self._who(client)
         if role not in ("gateway", LOCAL) and not self._limits.take(client):
-            return self._say(route, Kind.LIMITED, "")
+            return self._say(route, Kind.LIMITED, rid_of(data))
         try:
             command = parse_command(data)
         except ValueError as error:
-            return self._say(route, Kind.ERROR, "", text=_fault(error))
+            return self._say(route, Kind.ERROR, rid_of(data), text=_fault(error))
         if not may(role, command):
             self._audit.write("denied", client=name, role=role, command=command.cmd)
             return self._say(route, Kind.DENIED, command.rid, text=f"not for role {role or 'none'}")

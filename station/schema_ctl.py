@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 
 from station.schema import (
     PROTO,
@@ -28,6 +29,7 @@ from station.schema import (
 
 MAX_COMMAND = 64 * 1024
 MAX_PAGE = 256
+MAX_PEEK = 4 * 1024  # no lawful command is larger; of what is, the rid is not looked for
 Rid = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 StoredStream = Literal[Stream.RESULT, Stream.DESC, Stream.EVENT]
 
@@ -140,6 +142,7 @@ AnyCommand = Annotated[
 ]
 AdminCommand = RecipeCommand | ModeCommand | Reset
 _COMMANDS: TypeAdapter[AnyCommand] = TypeAdapter(AnyCommand)
+_RID: TypeAdapter[str] = TypeAdapter(Rid)
 
 
 def parse_command(data: bytes) -> AnyCommand:
@@ -147,6 +150,17 @@ def parse_command(data: bytes) -> AnyCommand:
     if len(data) > MAX_COMMAND:
         raise ValueError(f"a command of {len(data)} bytes is above the limit of {MAX_COMMAND}")
     return _COMMANDS.validate_json(data)
+
+
+def rid_of(data: bytes) -> str:
+    """The request id of what is no command, "" if it has no lawful one: a refusal without it
+    would leave its sender waiting until the part's deadline."""
+    if len(data) > MAX_PEEK:
+        return ""
+    try:
+        return _RID.validate_python(from_json(data)["rid"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 class Kind(StrEnum):

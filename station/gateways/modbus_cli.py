@@ -19,7 +19,7 @@ def modbus(
     port: Annotated[int | None, typer.Option(help="Port to listen on (502 needs rights).")] = None,
     ctl: Annotated[str | None, typer.Option(help="The station's ROUTER, tcp://host:port.")] = None,
     pub: Annotated[str | None, typer.Option(help="The station's PUB, tcp://host:port.")] = None,
-    deadline_ms: Annotated[int | None, typer.Option(help="Per part.")] = None,
+    deadline_ms: Annotated[int | None, typer.Option(min=1, max=600_000, help="Per part.")] = None,
     prefix: Annotated[
         str | None,
         typer.Option(help="Upper 32 bits of trigger ids, 8 hex digits; default: new each start."),

@@ -33,6 +33,7 @@ from station.gateways.opcua_model import (
     NAMESPACE,
     Evaluation,
     ResultView,
+    lawful,
     refusal_details,
     view,
 )
@@ -180,12 +181,15 @@ class OpcuaGateway:
         if not self.ready:
             return self._refuse(trigger_id, Code.NOT_READY if self.health.link else Code.LINK_LOST)
         deadline_ms = deadline_ms or self.settings.deadline_ms
+        part_id = part_id or str(trigger)
+        if not lawful(trigger_id, part_id, deadline_ms):
+            return self._refuse(trigger_id, Code.BAD_ID)
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[trigger_id] = future
         wait_s = deadline_ms / 1000 + GRACE_S
         until = self._clock() + wait_s
         try:
-            self.link.trigger(trigger_id, part_id or str(trigger), deadline_ms)
+            self.link.trigger(trigger_id, part_id, deadline_ms)
             answer = await asyncio.wait_for(future, wait_s)
         except TimeoutError:
             return self._refuse(trigger_id, Code.NO_ANSWER)

@@ -20,7 +20,7 @@ def opcua(
     endpoint: Annotated[str | None, typer.Option(help="opc.tcp://host:port/path.")] = None,
     ctl: Annotated[str | None, typer.Option(help="The station's ROUTER, tcp://host:port.")] = None,
     pub: Annotated[str | None, typer.Option(help="The station's PUB, tcp://host:port.")] = None,
-    deadline_ms: Annotated[int | None, typer.Option(help="Per part.")] = None,
+    deadline_ms: Annotated[int | None, typer.Option(min=1, max=600_000, help="Per part.")] = None,
     users: Annotated[Path | None, typer.Option(help="File of users; without it anyone.")] = None,
     pki: Annotated[
         Path | None, typer.Option(help="Folder of certificate and key: encrypts everything.")

@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from station.gateways.bridge import outcome
 from station.gateways.registers import Code, Outcome, Word
 from station.schema import Result
+from station.schema_ctl import Trigger
 
 NAMESPACE = "urn:inspection-station:result-transfer"
 
@@ -100,6 +103,16 @@ def view(result: Result, *, allow_simulated: bool) -> ResultView:
         "ResultContent": _content(result),
     }
     return ResultView(fields["ResultId"], fields)
+
+
+def lawful(trigger_id: str, part_id: str, deadline_ms: int) -> bool:
+    """Whether the station would read a TRIGGER of these: a client may write what it likes into
+    PartId and DeadlineMs, and must not wait out a deadline of days for its refusal."""
+    try:
+        Trigger(rid="0", trigger_id=trigger_id, part_id=part_id, deadline_ms=deadline_ms)
+    except ValidationError:
+        return False
+    return True
 
 
 def refusal_details(code: Code) -> str:

@@ -142,6 +142,18 @@ def test_a_rid_belongs_to_one_request(raw):
     assert answer["reply"] == "error" and "rid" in answer["text"]
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [{"part_id": "x" * 200}, {"part_id": ""}, {"deadline_ms": 700_000}, {"trigger_id": "abc"}],
+    ids=str,
+)
+def test_a_bad_trigger_is_answered_under_its_own_rid(station, raw, bad):
+    """Without it whoever asked would wait until the deadline of the part."""
+    answer = raw.ask(cmd="TRIGGER", rid="t-7", **{"trigger_id": new_id()} | bad)[0]
+    assert (answer["reply"], answer["rid"]) == ("error", "t-7")
+    assert next(iter(bad)) in answer["text"] and station.triggers == []
+
+
 def test_a_restarted_gateway_never_gets_an_old_ok(station, raw):
     trigger = new_id()
     raw.ask(cmd="TRIGGER", trigger_id=trigger)

@@ -3,16 +3,19 @@
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from buskit import FastStation, Jitter, Raw, subscriber
 
 from engines.errors import ConfigError, InUseError
 from station.bus import Bus, BusConfig
+from station.bus_desk import Desk
 from station.bus_limits import Buckets
 from station.client import Client, NoAnswer, Refused
 from station.ledger import Ledger
 from station.schema import hex64, new_id
+from station.security import Audit
 
 # -- load ----------------------------------------------------------------------------------------
 
@@ -97,6 +100,21 @@ def test_buckets_fill_again_and_forget_names():
     for number in range(Buckets.MAX_NAMES * 2):
         buckets.take(str(number))
     assert len(buckets._level) <= Buckets.MAX_NAMES
+
+
+def test_a_limited_command_is_answered_under_its_own_rid():
+    sent = []
+    floor = SimpleNamespace(
+        config=BusConfig("l", "s"), send=lambda _route, frames: sent.append(json.loads(frames[0]))
+    )
+    observer = SimpleNamespace(name="o", role="observer")
+    access = SimpleNamespace(client=lambda _key: observer)
+    desk = Desk(floor, None, SimpleNamespace(image=None), access, Audit(None))
+    desk._limits = Buckets(0.0, 0.0, lambda: 0.0)
+    for data in (b'{"cmd":"PING","rid":"7"}', b"noise"):
+        desk.request((b"route",), "key", data)
+    desk.stop()
+    assert [(s["reply"], s["rid"]) for s in sent] == [("limited", "7"), ("limited", "")]
 
 
 # -- addresses -----------------------------------------------------------------------------------

@@ -88,27 +88,56 @@ def test_modbus_a_refusal_after_the_limit_is_no_answer_too(plc):
     assert bridge.read()[Input.REASON] == Code.NO_ANSWER
 
 
-@pytest.mark.parametrize(("slept_s", "code"), [(1.5, 1), (1.501, 107), (60.0, 107)])
-def test_opcua_an_ok_after_the_limit_is_undefined(slept_s, code):
-    """The answer is there before the loop's own timer had its turn."""
+@pytest.fixture
+def opcua():
+    """inspect(part id, deadline, seconds until the answer) of a gateway without server or link."""
     pytest.importorskip("asyncua")
     from station.gateways.opcua import OpcuaGateway, OpcuaSettings
 
-    clock = Clock()
+    clock, sent = Clock(), []
     address = StationAddress("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "l1", "s1")
     made = OpcuaGateway(address, OpcuaSettings("opc.tcp://127.0.0.1:4840/x", 1000), clock=clock)
     made.prefix, made.health = PREFIX, UP
     made._watch.begun.set()
 
-    def trigger(*_order):
-        clock.now = slept_s
-        made.on_result(result(42))
+    def inspect(part_id, deadline_ms, slept_s):
+        def trigger(*order):
+            sent.append(order)
+            clock.now = slept_s
+            made.on_result(result(42))
 
-    made.link.trigger = trigger
+        async def main():
+            made._loop = asyncio.get_running_loop()
+            return await made.inspect(part_id, 42, deadline_ms)
 
-    async def main():
-        made._loop = asyncio.get_running_loop()
-        return await made.inspect("part", 42, 0)
+        made.link.trigger = trigger
+        return asyncio.run(main())[1:3], sent
 
-    assert asyncio.run(main())[1:3] == (1 if code == 1 else 0, code)
+    yield inspect
     made.link.stop()
+
+
+@pytest.mark.parametrize(("slept_s", "code"), [(1.5, 1), (1.501, 107), (60.0, 107)])
+def test_opcua_an_ok_after_the_limit_is_undefined(opcua, slept_s, code):
+    """The answer is there before the loop's own timer had its turn."""
+    answer, sent = opcua("part", 0, slept_s)
+    assert answer == (1 if code == 1 else 0, code)
+    assert sent == [(hex64(PREFIX << 32 | 42), "part", 1000)]
+
+
+@pytest.mark.parametrize(
+    ("part_id", "deadline_ms"),
+    [("p" * 129, 0), ("two\nlines", 0), ("part", 600_001), ("part", 4_000_000)],
+)
+def test_opcua_what_the_station_could_not_read_is_refused_at_once(opcua, part_id, deadline_ms):
+    assert opcua(part_id, deadline_ms, 0.0) == ((0, 105), [])
+
+
+@pytest.mark.parametrize(
+    ("part_id", "deadline_ms", "sent"),
+    [("p" * 128, 600_000, "p" * 128), ("", 1, "42"), (None, 1, "42")],
+)
+def test_opcua_what_the_station_can_read_is_sent(opcua, part_id, deadline_ms, sent):
+    answer, orders = opcua(part_id, deadline_ms, 0.0)
+    assert answer == (1, 1)
+    assert orders == [(hex64(PREFIX << 32 | 42), sent, deadline_ms)]

@@ -355,6 +355,17 @@ def test_any_change_of_a_body_parses_to_a_lawful_model_or_raises(name, changes):
         assert model.score <= model.threshold
 
 
+def test_the_rid_of_a_bad_command_is_found_only_if_it_is_lawful():
+    bad = {"cmd": "TRIGGER", "rid": "t-7", "trigger_id": "x"}
+    assert schema_ctl.rid_of(json.dumps(bad).encode()) == "t-7"
+    for rid in ("", "a b", "x" * 65, 7, None, ["t"]):
+        assert schema_ctl.rid_of(json.dumps(bad | {"rid": rid}).encode()) == ""
+    for other in (b"", b"[", b"[" * 4000, b'"rid"', b"null", b"{}", b'["rid"]', b'{"rid":"\xff"}'):
+        assert schema_ctl.rid_of(other) == ""
+    exact = b'{"rid":"a"}'.ljust(schema_ctl.MAX_PEEK)
+    assert schema_ctl.rid_of(exact) == "a" and schema_ctl.rid_of(exact + b" ") == ""
+
+
 @given(st.binary(max_size=2000))
 def test_a_reply_parser_only_raises_value_error(data):
     with pytest.raises(ValueError):
