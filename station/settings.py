@@ -194,7 +194,8 @@ class GatewaySettings(Section):
     modbus_host: str = "127.0.0.1"
     modbus_port: int = Field(default=5020, ge=0, le=65535)
     opcua_endpoint: str = "opc.tcp://127.0.0.1:4840/inspection"
-    deadline_ms: int = Field(default=1000, ge=1)
+    deadline_ms: int = Field(default=1000, ge=1, le=600_000)
+    camera: str | None = Field(default=None, pattern=_NAME)  # of several: whose parts these are
     key: Path | None = None
 
 
