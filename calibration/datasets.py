@@ -111,11 +111,16 @@ def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def left_out(asked: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Names of sets as given by a person, in any case; UsageError for one that is not there."""
+    """Names of sets as given by a person, in any case.
+
+    UsageError for one that is not there, and when none would remain.
+    """
     known, found = list(names), [set_name(Path(name)) for name in asked]
     for name in found:
         if name not in known:
             raise UsageError(f"no set {name} to leave out: --data names {', '.join(known)}")
+    if not set(known) - set(found):
+        raise UsageError("every set of --data is left out: name one more to train on")
     return found
 
 
@@ -258,8 +263,12 @@ def elpv_dataset() -> Dataset:
     """Solar cells of the PyPI package `elpv-dataset` (extra `demo`), labels but no masks.
 
     Cells of defect probability 0 are good, of 1 defective; the doubtful rest is left out.
+    SourceError where the package is not installed.
     """
-    import elpv_dataset as package
+    try:
+        import elpv_dataset as package
+    except ImportError as error:
+        raise SourceError("the set elpv is not installed: pip install elpv-dataset") from error
 
     root = Path(package.__file__).parent / "data"
     labels = next(root.rglob("labels.csv"))

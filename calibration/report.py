@@ -10,6 +10,7 @@ from typing import Any
 
 from calibration.datasets import set_name
 from calibration.entry import read_json, run_command
+from engines.errors import SourceError
 
 # Pixel-AUC of the paper's Tables I and II at 1, 2, 4 shots; MT's column is inferred there.
 PAPER = {"mt": (88.8, 90.8, 92.6), "bsdata": (85.6, 88.5, 89.8), "cfd": (94.8, 96.3, 97.4)}
@@ -165,6 +166,14 @@ def promise_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A report of calibration.evaluate; SourceError when the file is none."""
+    body = read_json(path)
+    if not isinstance(body, dict) or not isinstance(body.get("sets"), dict):
+        raise SourceError(f"{path} is no report of calibration.evaluate: give one")
+    return body
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(prog="python -m calibration.report", description=__doc__)
@@ -175,9 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--notes", type=Path, help="Markdown to append: what was tried, limits")
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation.md"))
     args = parser.parse_args(argv)
-    read = [[read_json(p) for p in group] for group in (args.seen, args.unseen)]
+    read = [[_read(p) for p in group] for group in (args.seen, args.unseen)]
     if args.baselines:
-        merge_baselines(read, read_json(args.baselines))
+        merge_baselines(read, _read(args.baselines))
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if args.promise:
         notes = promise_table(read_json(args.promise)) + "\n\n" + notes

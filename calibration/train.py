@@ -47,6 +47,7 @@ from calibration.training import (
     memory_of,
     start_model,
 )
+from engines.errors import UsageError
 from export.model import SpgddGpt
 from export.model.tddf import unit
 from export.model.weights import save_weights
@@ -198,7 +199,7 @@ def _resume(state: dict[str, Any], trainer: VisionTrainer, *rest: Any) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The command line; UsageError for numbers that make no training."""
     parser = argparse.ArgumentParser(
         prog="python -m calibration.train",
         description=__doc__,
@@ -222,6 +223,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--paper-literal", action="store_true", help="Eq. 4 as printed")
     args = parser.parse_args(argv)
     args.steps = args.steps or (QUICK if args.quick else STEPS)
+    if min(*args.steps, args.kinds, args.threads) < 1:
+        raise UsageError("--steps, --kinds and --threads must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no GPU that torch can use is here: leave it out")
     return args
 
 

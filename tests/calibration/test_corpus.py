@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -124,12 +125,22 @@ def test_a_set_in_capitals_is_the_set_of_that_name_in_training(folder, monkeypat
 
 
 def test_a_set_in_capitals_can_be_left_out(folder, monkeypatch, tmp_path, stem):
+    shutil.copytree(folder, tmp_path / "Lid")
+    sets = ("--data", str(folder), str(tmp_path / "Lid"))
     for written in ("MT", "mt"):
-        found = reach(monkeypatch, tmp_path, "--data", str(folder), "--leave-out", written)
-        assert found["val"] == {}
+        found = reach(monkeypatch, tmp_path, *sets, "--leave-out", written)
+        assert list(found["val"]) == ["lid"]
         assert "mt" not in found["corpus"].by_kind
     with pytest.raises(UsageError, match="no set cfd to leave out"):
         train.main(["--data", str(folder), "--leave-out", "CFD", "--out", str(tmp_path / "o")])
+    with pytest.raises(UsageError, match="every set of --data is left out"):
+        train.main([*sets, "--leave-out", "MT", "Lid", "--out", str(tmp_path / "o")])
+
+
+@pytest.mark.parametrize("wrong", [("--steps", "0", "3"), ("--kinds", "0"), ("--threads", "0")])
+def test_numbers_that_make_no_training_are_refused(wrong):
+    with pytest.raises(UsageError, match="must be at least 1"):
+        train.parse(["--data", "x", *wrong])
 
 
 def test_a_set_without_good_parts_to_train_on_is_named(folder, monkeypatch, tmp_path, stem):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calibration import evaluate as stage
+from calibration import tiles
 from calibration.engine_run import Encoded, EngineRun, Found, load_labelled
 from calibration.promise import enrolments
 from calibration.report import main as report
@@ -143,6 +144,23 @@ def test_an_enrolment_needs_parts_to_hold_out_and_fresh_ones(tmp_path, monkeypat
     with pytest.raises(SourceError, match="4 distinct good parts"):
         enrolments(str(home), Brightness(BUNDLE), 1, 3, 0.05)
     assert len(enrolments(str(home), Brightness(BUNDLE), 1, 2, 0.05)) == 1
+
+
+def test_tiles_count_an_unlocated_defect_by_picture_alone_and_say_what_is_undefined(tmp_path):
+    home = set_of(tmp_path / "lid", good_train=2, good_val=2, bad_val=2)
+    text = (home / "index.jsonl").read_text().replace('"mbad_val0.png"', "null")
+    (home / "index.jsonl").write_text(text)
+    args = SimpleNamespace(split="val", overlap=0.1, runs=1, shots=1)
+
+    def judged_by(root):
+        return tiles.judge(Brightness(BUNDLE), stage.load_dataset(root), (1, 1), args)
+
+    found = judged_by(home)
+    assert found["mean"]["pixel"] is not None and found["mean"]["image"] == 50
+    calm = set_of(tmp_path / "calm", good_train=2, good_val=2)
+    alone = judged_by(calm)
+    assert alone["mean"] == {"image": None, "pixel": None}
+    assert alone["reasons"]["image"] == "no defective picture is judged"
 
 
 class Session:

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from calibration.datasets import Sample
 from calibration.evaluate import summarise
 from calibration.promise import Enrolment, distinct_parts
 from calibration.report import main
+from engines.errors import SourceError
 
 
 def entry():
@@ -42,6 +45,12 @@ def test_summaries_keep_runs_and_leave_out_what_is_undefined():
     assert found["mean"] == {"image": None, "pixel": 2.0}
     assert found["deviation"]["image"] is None
     assert len(found["runs"]) == 2
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path):
+    (tmp_path / "r.json").write_text('{"mt": 1}')
+    with pytest.raises(SourceError, match=r"r\.json is no report of calibration\.evaluate"):
+        main([str(tmp_path / "r.json"), "--out", str(tmp_path / "page.md")])
 
 
 def test_one_picture_per_spot_counts():

@@ -1,11 +1,14 @@
 """What makes the model fit for kinds it never saw: the stem's tap and the head's trust."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from calibration import leave_out  # noqa: E402
 from calibration.stage_head import Example, choose_trust, write_head  # noqa: E402
 from calibration.stage_local import attach, read_oddness, start_local  # noqa: E402
 from calibration.stage_vision import encode_features  # noqa: E402
@@ -116,6 +119,19 @@ def known_set() -> Example:
     stack = [torch.from_numpy(np.repeat(x[..., None], 3, -1).astype(np.float32)) for x in (p, am)]
     normal = np.arange(40) >= 8
     return Example(*stack, torch.from_numpy(labels), normal, np.ones(40, bool))
+
+
+def test_one_class_alone_has_no_figure_and_says_so(monkeypatch):
+    count = 3
+    held = SimpleNamespace(
+        located=np.ones(count, bool), normal=np.ones(count, bool), labels=np.zeros((count, 60, 60))
+    )
+    found = {"cls": np.zeros(count), "peak": np.ones(count), "map": np.zeros((count, 60, 60))}
+    monkeypatch.setattr(leave_out, "answers", lambda *given: found)
+    model = SimpleNamespace(score=SimpleNamespace(weight=0.5))
+    told = leave_out.judge(model, None, None, held, 0, 1)
+    assert told["mean"] == {"image": None, "pixel": None}
+    assert told["reasons"]["image"] == "no defective picture is judged"
 
 
 def test_the_text_cue_is_trusted_no_more_than_the_known_kinds_need():
