@@ -40,6 +40,9 @@ def sim_plc(
     port: Annotated[int | None, typer.Option(help="Modbus gateway's port.")] = None,
     ctl: Annotated[str | None, typer.Option(help="The station's ROUTER, tcp://host:port.")] = None,
     key: Annotated[Path | None, typer.Option(help="Key file of a gateway (CURVE).")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Of several: whose parts (gateway.camera).")
+    ] = None,
     wait_s: Annotated[float, typer.Option(help="For READY at the start.")] = 30.0,
     allow_missing: Annotated[
         bool, typer.Option(help="Unanswered parts do not fail the run (stations are killed).")
@@ -47,12 +50,14 @@ def sim_plc(
     no_check: Annotated[bool, typer.Option(help="Do not compare with the ledger.")] = False,
 ) -> None:
     """Run parts against the station; exit 7 if one verdict was wrong, lost, doubled or missing."""
+    from station.gateways.options import camera_override, camera_prefix
     from station.settings import load_settings
     from station.simplc_line import run_line
     from station.simplc_score import PlcLog, tally
     from station.simplc_script import load_script, parse_faults, plan
 
-    settings = load_settings(config)
+    settings = load_settings(config, camera_override(camera))
+    name = camera_prefix(settings, needed=True) + (f"{by}-" if by == "isp" else "")
     run = load_script(
         script,
         parts=parts,
@@ -69,7 +74,6 @@ def sim_plc(
     try:
         driver.open(wait_s)
         with _stop_by_hand() as stopped:
-            name = f"{by}-" if by == "isp" else ""
             run_line(run, plan(run), driver, book, name=name, stopped=stopped)
     except KeyboardInterrupt:
         typer.echo("stopped by hand: scoring what was run", err=True)

@@ -63,7 +63,9 @@ def outcome(result: Result, *, allow_simulated: bool) -> Outcome:
 
 
 class Bridge:
-    """One PLC and one station. `prefix` is the upper half of every 64-bit trigger id sent."""
+    """One PLC and one station. `prefix` is the upper half of every 64-bit trigger id sent,
+    `camera` what every part id begins with ("left/", or "" where the station has one camera).
+    """
 
     def __init__(
         self,
@@ -71,12 +73,14 @@ class Bridge:
         *,
         deadline_ms: int,
         prefix: int | None = None,
+        camera: str = "",
         allow_simulated: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = secrets.randbits(32) if prefix is None else prefix
         self.health = Health()
         self._send = send
+        self._camera = camera
         self._deadline_ms = deadline_ms
         self._allow_simulated = allow_simulated
         self._clock = clock
@@ -98,7 +102,8 @@ class Bridge:
             trigger_id = self._handshake.plc(plc_words(holding), self._clock())
             self._show()
         if trigger_id is not None:
-            self._send(hex64(self.prefix << 32 | trigger_id), str(trigger_id), self._deadline_ms)
+            part_id = f"{self._camera}{trigger_id}"
+            self._send(hex64(self.prefix << 32 | trigger_id), part_id, self._deadline_ms)
 
     def on_health(self, health: Health) -> None:
         """From the link: see LinkListener."""

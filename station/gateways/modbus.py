@@ -30,6 +30,7 @@ class ModbusSettings:
     port: int
     deadline_ms: int
     prefix: int | None = None
+    camera: str = ""  # what part ids begin with, see options.camera_prefix
     allow_simulated: bool = False
 
 
@@ -44,6 +45,7 @@ class ModbusGateway:
             self.link.trigger,
             deadline_ms=settings.deadline_ms,
             prefix=settings.prefix,
+            camera=settings.camera,
             allow_simulated=settings.allow_simulated,
         )
         self.on_health = self.bridge.on_health

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from engines.errors import ConfigError
-from station.gateways.options import gateway_address
+from station.gateways.options import camera_override, camera_prefix, gateway_address
 
 app = typer.Typer(help="The station on Modbus TCP.")
 
@@ -24,6 +24,9 @@ def modbus(
         str | None,
         typer.Option(help="Upper 32 bits of trigger ids, 8 hex digits; default: new each start."),
     ] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Of several: whose parts (gateway.camera).")
+    ] = None,
     allow_simulated: Annotated[
         bool, typer.Option(help="Let OK of a station that runs on recorded pictures pass.")
     ] = False,
@@ -33,7 +36,7 @@ def modbus(
     from station.logs import set_up
     from station.settings import load_settings
 
-    settings = load_settings(config)
+    settings = load_settings(config, camera_override(camera))
     set_up(settings.log)
     gateway = settings.gateway
     asyncio.run(
@@ -44,6 +47,7 @@ def modbus(
                 port=gateway.modbus_port if port is None else port,
                 deadline_ms=deadline_ms or gateway.deadline_ms,
                 prefix=_prefix(prefix),
+                camera=camera_prefix(settings, needed=True),
                 allow_simulated=allow_simulated,
             ),
         )

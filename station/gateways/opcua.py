@@ -61,6 +61,7 @@ class OpcuaSettings:
     users: Path | None = None
     pki: Path | None = None
     insecure: bool = False
+    camera: str = ""  # what part ids begin with, see options.camera_prefix
     allow_simulated: bool = False
 
 
@@ -181,7 +182,7 @@ class OpcuaGateway:
         if not self.ready:
             return self._refuse(trigger_id, Code.NOT_READY if self.health.link else Code.LINK_LOST)
         deadline_ms = deadline_ms or self.settings.deadline_ms
-        part_id = part_id or str(trigger)
+        part_id = f"{self.settings.camera}{part_id or trigger}"
         if not lawful(trigger_id, part_id, deadline_ms):
             return self._refuse(trigger_id, Code.BAD_ID)
         future: asyncio.Future[Answer] = self._loop.create_future()

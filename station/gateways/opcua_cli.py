@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engines.errors import UsageError
-from station.gateways.options import gateway_address, log
+from station.gateways.options import camera_override, camera_prefix, gateway_address, log
 
 app = typer.Typer(help="The station as an OPC UA server.")
 
@@ -26,6 +26,9 @@ def opcua(
         Path | None, typer.Option(help="Folder of certificate and key: encrypts everything.")
     ] = None,
     insecure: Annotated[bool, typer.Option(help="Allow an open endpoint off loopback.")] = False,
+    camera: Annotated[
+        str | None, typer.Option(help="Of several: whose parts (gateway.camera).")
+    ] = None,
     allow_simulated: Annotated[
         bool, typer.Option(help="Let OK of a station that runs on recorded pictures pass.")
     ] = False,
@@ -37,7 +40,7 @@ def opcua(
     from station.logs import set_up
     from station.settings import load_settings
 
-    settings = load_settings(config)
+    settings = load_settings(config, camera_override(camera))
     set_up(settings.log)
     address = gateway_address(settings, ctl, pub, "opcua")
     options = OpcuaSettings(
@@ -46,6 +49,7 @@ def opcua(
         users=users,
         pki=pki,
         insecure=insecure,
+        camera=camera_prefix(settings, needed=False),
         allow_simulated=allow_simulated,
     )
 

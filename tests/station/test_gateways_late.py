@@ -88,15 +88,22 @@ def test_modbus_a_refusal_after_the_limit_is_no_answer_too(plc):
     assert bridge.read()[Input.REASON] == Code.NO_ANSWER
 
 
-@pytest.fixture
-def opcua():
+@pytest.fixture(name="camera")
+def part_prefix(request):
+    """What the gateway's part ids begin with."""
+    return getattr(request, "param", "")
+
+
+@pytest.fixture(name="opcua")
+def opcua_inspect(camera):
     """inspect(part id, deadline, seconds until the answer) of a gateway without server or link."""
     pytest.importorskip("asyncua")
     from station.gateways.opcua import OpcuaGateway, OpcuaSettings
 
     clock, sent = Clock(), []
     address = StationAddress("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "l1", "s1")
-    made = OpcuaGateway(address, OpcuaSettings("opc.tcp://127.0.0.1:4840/x", 1000), clock=clock)
+    settings = OpcuaSettings("opc.tcp://127.0.0.1:4840/x", 1000, camera=camera)
+    made = OpcuaGateway(address, settings, clock=clock)
     made.prefix, made.health = PREFIX, UP
     made._watch.begun.set()
 
