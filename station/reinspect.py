@@ -59,30 +59,43 @@ def header(product: Product) -> dict[str, Any]:
     }
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """Complete lines; what a cut left behind the last one is removed from the file."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
-        os.truncate(path, end)
-    return data[:end].splitlines()
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def done_before(path: Path, head: dict[str, Any]) -> list[Row]:
     """Rows of a report that was begun; [] when there is none.
 
-    Raises UsageError when the file is no report or belongs to another recipe or engine.
+    What a cut left behind the last whole line is removed from the file, once all of it has been
+    found to be ours. Raises UsageError, with the file as it was, when it is no report or belongs
+    to another recipe or engine; OSError when it cannot be read.
     """
     if not path.exists():
         return []
-    lines = _whole_lines(path)
-    if not lines:
-        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    rows: list[Row] = []
+    if end:
+        rows = _rows_in(path, data[:end], head)
+    elif not _line(head).startswith(data):  # a cut in the header left the beginning of our own
+        raise UsageError(f"{path} is not a report of station reinspect: name another --out")
+    if end != len(data):
+        os.truncate(path, end)
+    return rows
+
+
+def _rows_in(path: Path, lines: bytes, head: dict[str, Any]) -> list[Row]:
+    """The rows behind the header. UsageError: not a report, or not one that may go on here."""
     try:
-        found, *rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UsageError(f"{path} is not a report of station reinspect ({error})") from error
-    if not isinstance(found, dict) or found.get("reinspect") != 1:
+        found, *rows = [json.loads(line) for line in lines.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not a report of station reinspect ({error}): name another --out"
+        ) from error
+    ours = isinstance(found, dict) and found.get("reinspect") == 1
+    if not ours or not all(
+        isinstance(row, dict) and {"picture", "verdict"} <= {*row} for row in rows
+    ):
         raise UsageError(f"{path} is not a report of station reinspect: name another --out")
     other = [key for key, value in head.items() if found.get(key) != value]
     if other:
@@ -145,7 +158,7 @@ def _rows(
 
 def _write(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        file.write(_line(row))
     file.flush()
 
 

@@ -100,6 +100,26 @@ def test_another_recipe_or_a_strange_file_is_not_continued(folder, settings, eng
             done_before(out, {})
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes of mine, without a last newline",
+        b"first line\nand a tail without newline",
+        b'{"reinspect": 1}\n{"other": 2}\na tail',
+        b'{"reinspect": 1, "recipe": "another"}\ntail',
+        b"\x89PNG\r\n\x1a\n\x00\x00 binary",
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_a_foreign_file_is_refused_as_it_was(folder, settings, engine, tmp_path, content):
+    out = tmp_path / "mine.txt"
+    out.write_bytes(content)
+    with pytest.raises(UsageError, match=r"mine\.txt (is not a report|was begun)") as caught:
+        reinspect(settings, items([folder]), out, 1)
+    assert "\n" not in str(caught.value)
+    assert out.read_bytes() == content
+
+
 def test_what_cannot_be_judged_is_an_error_row_and_the_run_goes_on(
     folder, settings, engine, tmp_path
 ):
