@@ -4,7 +4,6 @@ Exit codes: 0 ok, 1 internal, 2 usage, 3 configuration, 4 camera or source, 5 en
 7 verify mismatch, 8 recipe, 9 port or lock in use.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -12,6 +11,13 @@ from typing import Annotated, ClassVar
 import typer
 
 from engines.errors import StationError, UsageError
+from station.cli_faults import (
+    leave_stdout,
+    pipe_closed,
+    printable_output,
+    refuse_blank,
+    unforeseen,
+)
 from station.lazy import Lazy, LazyGroup
 
 
@@ -175,31 +181,35 @@ def _spec(camera: str | None, source: str | None) -> str | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: sentences instead of tracebacks, documented exit codes."""
+    printable_output()
     sys.exit(_run(sys.argv[1:] if argv is None else argv))
+
+
+def _call(argv: list[str]) -> int:
+    refuse_blank(argv)
+    try:
+        app(args=argv, prog_name="station")
+    except SystemExit as end:  # typer's own: usage errors are 2, help is 0
+        if pipe_closed(end):
+            raise BrokenPipeError from None
+        code = end.code if isinstance(end.code, int) else 0
+    sys.stdout.flush()  # a full disk behind it is told here, not by the interpreter's exit
+    return code
 
 
 def _run(argv: list[str]) -> int:
     try:
-        app(args=argv, prog_name="station")
-    except SystemExit as end:  # typer's own: usage errors are 2, help is 0
-        return end.code if isinstance(end.code, int) else 0
+        return _call(argv)
     except StationError as error:
         print(f"station: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe has gone: no fault
+        leave_stdout()  # the reader of a pipe has gone: no fault
+        return 0
     except Exception as error:
-        if os.environ.get("STATION_TRACEBACK"):
-            raise
-        print(
-            f"station: internal error: {type(error).__name__}: {error} "
-            "(set STATION_TRACEBACK=1 to see where)",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        return unforeseen(error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Wrong paths, empty arguments, closed pipes: one sentence and an exit code for every command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from station.cli import _run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def said(capsys, *argv):
+    """(exit code, what stands on stderr) of a command in this process."""
+    code = _run([str(a) for a in argv])
+    return code, capsys.readouterr().err
+
+
+def process(command, folder):
+    """A shell command in which STATION stands for the program."""
+    program = f"{sys.executable} -m station.cli"
+    return subprocess.run(
+        ["bash", "-c", "set -o pipefail; " + command.replace("STATION", program)],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("schema", "--out", "text.txt"),
+        ("schema", "--out", "text.txt/below"),
+        ("keys", "new", "c1", "--keys", "text.txt/keys"),
+        ("keys", "new", "c1", "--keys", "keys", "--out", "text.txt/c1.json"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("mine")
+    code, err = said(capsys, *argv)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("station: text.txt") and "internal" not in err
+    assert Path("text.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("run", "--source", ""),
+        ("run", "--source="),
+        ("run", "--source", " "),
+        ("enroll", "--recipe", "x", "--normals", ""),
+        ("confirm", "--recipe", "x", "--normals", ""),
+        ("replay", ""),
+        ("record", "--out", "x.mcap", "--source", ""),
+        ("reinspect", "", "--recipe", "x"),
+        ("demo", "--data", ""),
+    ],
+)
+def test_an_empty_argument_is_refused_and_never_means_the_working_directory(
+    tmp_path, monkeypatch, capsys, argv
+):
+    monkeypatch.chdir(tmp_path)
+    code, err = said(capsys, *argv)
+    assert code == 2 and "is empty" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_behind_the_output_is_one_sentence(tmp_path):
+    done = process("STATION config > /dev/full", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "station: the output cannot be written: No space"
+    )
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_fault(tmp_path):
+    """typer and rich end with 1 when a pipe is closed."""
+    for command in ("STATION --help", "STATION config", "STATION schema"):
+        done = process(f"{command} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}", tmp_path)
+        assert done.returncode == 0, command
+        assert "rror" not in done.stderr
+
+
+def test_what_is_printed_may_hold_a_name_that_is_not_utf_8(tmp_path):
+    code = (
+        "import sys; from station import cli_faults as c; c.printable_output(); print(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.fsdecode(b"gr\xf6\xdfe.jpg")],
+        cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"gr\\udcf6\\udcdfe.jpg\n"
