@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from engines.errors import StationError
+from engines.errors import StationError, UsageError
 from station.bus_types import AdminReply, TriggerReply
 from station.inspection import Product, refuse
 from station.lane import Lane
@@ -151,25 +151,54 @@ class Control:
                 reply.refused("another recipe is being prepared")
             else:
                 work = threading.Thread(
-                    target=self._prepare, args=(command.recipe, reply), name="prepare", daemon=True
+                    target=self._prepare,
+                    args=(command.recipe, command.camera, reply),
+                    name="prepare",
+                    daemon=True,
                 )
                 work.start()
+        elif command.camera is not None:
+            reply.refused(
+                "only prepare takes a camera: commit and rollback are of what it prepared"
+            )
         elif self._daemon.flow.open_count and not command.force:
             reply.refused(f"{self._daemon.flow.open_count} parts are open: wait, or force")
         elif command.action == "commit":
-            self._switch(self._prepared, "nothing is prepared: send prepare first", reply)
+            products = self._prepared and {**self._daemon.products, **self._prepared}
+            self._switch(products, "nothing is prepared: send prepare first", reply)
         else:
             self._switch(self._previous, "there is no recipe to go back to", reply)
 
-    def _prepare(self, name: str, reply: AdminReply) -> None:
+    def _meant(self, camera: str | None) -> list[str]:
+        """The cameras of a changeover: the one that was named, else all, if they have one product.
+
+        UsageError where that would be a guess: a part judged by another camera's recipe.
+        """
+        products = self._daemon.products
+        has = ", ".join(f"{name}: {product.name}" for name, product in products.items() if name)
+        if camera is None and len({product.name for product in products.values()}) > 1:
+            raise UsageError(f"the cameras have different recipes ({has}): say for which it is")
+        if camera is not None and camera not in products:
+            raise UsageError(
+                f"there is no camera {camera} here ({has or 'the only one has no name'})"
+            )
+        return list(products) if camera is None else [camera]
+
+    def _prepare(self, name: str, camera: str | None, reply: AdminReply) -> None:
         """Load, self-test and warm the new product while the old one goes on inspecting."""
         start = time.monotonic()
         try:
+            meant = self._meant(camera)
             product = self._daemon.room.product(name)
-            self._prepared = dict.fromkeys(self._daemon.products, product)
-        except StationError as error:
-            self._daemon.event("recipe_refused", "warning", str(error))
-            reply.refused(str(error))
+            self._prepared = dict.fromkeys(meant, product)
+        except Exception as error:
+            # Whatever it was, whoever asked must hear of it: this thread has nobody else to tell.
+            known = isinstance(error, StationError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            if not known:
+                log.exception("prepare_failed", recipe=name)
+            self._daemon.event("recipe_refused", "warning", text[:500])
+            reply.refused(text)
             return
         finally:
             self._loading.release()
@@ -183,7 +212,9 @@ class Control:
             reply.refused(missing)
             return
         start, daemon = time.monotonic(), self._daemon
-        first = next(iter(products.values()))
+        changed = {n: p for n, p in products.items() if p is not daemon.products.get(n)}
+        first = next(iter((changed or products).values()))
+        where = "" if len(products) == 1 else f" (cameras {', '.join(changed)})"
 
         def kept(future: "Future[None]") -> None:
             if error := future.exception():
@@ -193,7 +224,7 @@ class Control:
             self._prepared = None
             tune_cameras(daemon)
             took = (time.monotonic() - start) * 1000
-            daemon.event("recipe", "info", f"recipe is now {first.name or 'zero-shot'}")
+            daemon.event("recipe", "info", f"recipe is now {first.name or 'zero-shot'}{where}")
             reply.done(recipe=first.name, recipe_sha=first.sha, ms=round(took, 3))
 
         # Durable first: after a restart the station must judge by what it answered here.

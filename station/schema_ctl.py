@@ -105,11 +105,15 @@ class Ping(Command):
 
 
 class RecipeCommand(Command):
-    """Changeover: prepare (load, warm, self-test), commit at a part boundary, or roll back."""
+    """Changeover: prepare (load, warm, self-test), commit at a part boundary, or roll back.
+
+    `camera` names one of several that judge by different recipes; it goes with prepare.
+    """
 
     cmd: Literal["RECIPE"] = "RECIPE"
     action: Literal["prepare", "commit", "rollback"]
     recipe: Name | None = None
+    camera: Name | None = None
     force: bool = False
 
 

@@ -275,6 +275,16 @@ def test_commands_forbid_unknown_fields_and_loose_types():
         schema_ctl.parse_command(b" " * 65_537)
 
 
+def test_a_changeover_may_name_its_camera():
+    good = {"cmd": "RECIPE", "rid": "1", "session": new_id(), "action": "prepare", "recipe": "b"}
+    assert schema_ctl.parse_command(json.dumps(good).encode()).camera is None
+    named = schema_ctl.parse_command(json.dumps(good | {"camera": "top-2"}).encode())
+    assert (named.camera, named.recipe, named.force) == ("top-2", "b", False)
+    for camera in ("", "a/b", 1):
+        with pytest.raises(ValueError):
+            schema_ctl.parse_command(json.dumps(good | {"camera": camera}).encode())
+
+
 def test_every_schema_is_json_schema_of_the_model():
     schemas = schema_ctl.json_schemas()
     assert {"Result", "Desc", "Event", "Status", "Thumb", "Reply", "Trigger", "Fetch"} <= set(
