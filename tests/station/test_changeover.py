@@ -50,7 +50,7 @@ def test_a_changeover_that_names_no_camera_is_refused_where_it_would_be_a_guess(
     with line(top="lid", side="label") as (_, client):
         with pytest.raises(Refused, match=r"top: lid, side: label.*say for which"):
             client.admin("RECIPE", action="prepare", recipe="lid2")
-        with pytest.raises(Refused, match="no camera left here .top: lid, side: label"):
+        with pytest.raises(Refused, match=r"no camera left here .top: lid, side: label"):
             client.admin("RECIPE", action="prepare", recipe="lid2", camera="left")
         with pytest.raises(Refused, match="nothing is prepared"):
             client.admin("RECIPE", action="commit")
