@@ -24,6 +24,7 @@ from calibration.calibrate import (
     inspect,
     part_score,
 )
+from calibration.places import being_made, put_in_place
 from calibration.recipe import (
     Calibration,
     LoadedRecipe,
@@ -36,8 +37,8 @@ from calibration.recipe import (
     read_calibration,
     read_toml,
 )
-from calibration.references import Frames, Progress, collect, put_in_place, verify
-from calibration.thresholds import parts_needed
+from calibration.references import Frames, Progress, collect, read, verify
+from calibration.thresholds import far_above, parts_needed
 from engines.errors import RecipeError
 from engines.preprocess import Box
 
@@ -90,6 +91,8 @@ class EnrolReport:
     histogram: Path
     chosen_by: str
     trust: str
+    odd: tuple[str, ...]
+    """Held-out parts that score far above the others: defects among the good ones?"""
 
 
 def default_shots(distinct: int, alpha: float = 0.05) -> int:
@@ -120,25 +123,28 @@ def enroll(
     """
     if not 0 < alpha < 1:
         raise RecipeError(f"alpha {alpha:g}: give a share between 0 and 1, such as 0.05")
+    if shots is not None and shots < 1:
+        raise RecipeError(f"{shots} shots: give at least 1 reference")
     draft = args.recipe(DEFAULT_MODE if args.mode == "auto" else args.mode)
-    bench = _fresh_bench(Path(out), draft.name, progress, anchors)
-    kept, duplicates = collect(frames, draft, bench.folder, progress)
-    if not kept:
-        raise RecipeError("no frame to enrol from: give a folder or camera showing good parts")
-    count = default_shots(len(kept), alpha) if shots is None else shots
-    if not 1 <= count <= len(kept):
-        raise RecipeError(
-            f"{count} shots asked for but {len(kept)} distinct good parts given "
-            f"({len(duplicates)} duplicates left out): give more parts or fewer --shots"
+    with being_made(Path(out), draft.name) as folder:
+        bench = Workbench(folder, progress, anchors)
+        kept, duplicates = collect(frames, draft, folder, progress)
+        if not kept:
+            raise RecipeError("no frame to enrol from: give a folder or camera showing good parts")
+        count = default_shots(len(kept), alpha) if shots is None else shots
+        if count > len(kept):
+            raise RecipeError(
+                f"{count} shots asked for but {len(kept)} distinct good parts given "
+                f"({len(duplicates)} duplicates left out): give more parts or fewer --shots"
+            )
+        mode, chosen_by = _choose_mode(
+            args, kept[:count], kept[count:], detector_factory, bench, defects=defects
         )
-    mode, chosen_by = _choose_mode(
-        args, kept[:count], kept[count:], detector_factory, bench, defects=defects
-    )
-    parts = Parts(kept[:count], kept[count:], duplicates, chosen_by, alpha)
-    recipe = draft.model_copy(update={"mode": mode})
-    calibration = bench.calibrate(recipe, parts, detector_factory(mode))
-    final = Path(out) / draft.name
-    put_in_place(bench.folder, final)
+        parts = Parts(kept[:count], kept[count:], duplicates, chosen_by, alpha)
+        recipe = draft.model_copy(update={"mode": mode})
+        calibration = bench.calibrate(recipe, parts, detector_factory(mode))
+        final = Path(out) / draft.name
+        put_in_place(folder, final)
     return _report(final, mode, calibration)
 
 
@@ -158,9 +164,15 @@ def confirm(
     detector_factory: DetectorFactory,
     progress: Progress | None = None,
     anchors: Anchors | None = None,
+    *,
+    sure: bool = False,
 ) -> LoadedRecipe:
-    """Add good parts a person confirmed to the held-out set; leaves learning once n suffices."""
-    return _redo(path, frames, detector_factory, progress, anchors)
+    """Add good parts a person confirmed to the held-out set; leaves learning once n suffices.
+
+    RecipeError, and nothing is changed, for a picture that looks like none of the good parts or
+    scores far above them, unless `sure`: the limit would rise to its score.
+    """
+    return _redo(path, frames, detector_factory, progress, anchors, check=not sure)
 
 
 def open_recipe(
@@ -186,30 +198,59 @@ def _redo(
     factory: DetectorFactory,
     progress: Progress | None,
     anchors: Anchors | None,
+    *,
+    check: bool = False,
 ) -> LoadedRecipe:
     recipe = read_toml(path / "recipe.toml")
     old = read_calibration(path / "calibration.json")
     check_region(recipe, old, path)
     known = [*old.shots, *old.held_out]
     verify(path, known)
-    bench = _fresh_bench(path.parent, path.name, progress, anchors)
-    shutil.copytree(path / "references", bench.folder / "references")
-    added, again = collect(frames, recipe, bench.folder, progress, known=known)
-    parts = Parts(
-        old.shots, [*old.held_out, *added], [*old.duplicates, *again], old.chosen_by, old.alpha
-    )
-    bench.calibrate(recipe, parts, factory(recipe.mode))
-    put_in_place(bench.folder, path)
+    with being_made(path.parent, path.name) as folder:
+        bench = Workbench(folder, progress, anchors)
+        shutil.copytree(path / "references", folder / "references")
+        added, again = collect(frames, recipe, folder, progress, known=known)
+        if check:
+            _check_looks(added, old, folder)
+        parts = Parts(
+            old.shots, [*old.held_out, *added], [*old.duplicates, *again], old.chosen_by, old.alpha
+        )
+        new = bench.calibrate(recipe, parts, factory(recipe.mode))
+        if check:
+            _check_scores(added, new)
+        put_in_place(folder, path)
     return load_recipe(path.parent, path.name)
 
 
-def _fresh_bench(
-    root: Path, name: str, progress: Progress | None, anchors: Anchors | None
-) -> Workbench:
-    folder = root / f".{name}.part"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return Workbench(folder, progress, anchors)
+def _check_looks(added: Sequence[Reference], old: Calibration, folder: Path) -> None:
+    """RecipeError for a picture of another size, or too dark, bright or soft for these parts."""
+    sizes = {reference.frame for reference in old.shots}
+    for reference in added:
+        if len(sizes) == 1 and None not in sizes and reference.frame not in sizes:
+            (size,) = sizes
+            odd = f"is {_size(reference.frame)} px where the others are {_size(size)}"
+        elif why := old.plausible.check(read(folder, reference)):
+            odd = f"looks like none of the good parts ({why})"
+        else:
+            continue
+        raise RecipeError(f"{reference.name} {odd}: leave it out, or confirm with --yes")
+
+
+def _size(shape: tuple[int, int] | None) -> str:
+    return "?" if shape is None else f"{shape[1]}x{shape[0]}"
+
+
+def _check_scores(added: Sequence[Reference], new: Calibration) -> None:
+    """RecipeError when pictures just added stand far above all other good parts."""
+    names = {reference.file for reference in added}
+    far = [i for i in far_above(new.scores) if new.held_out[i].file in names]
+    if far:
+        told = ", ".join(f"{new.held_out[i].name} ({new.scores[i]:.3g})" for i in far[:3])
+        middle = float(np.median(new.scores))
+        raise RecipeError(
+            f"{told} far above the other good parts (median {middle:.3g}): is it one? Leave it "
+            "out, or, when a person has looked at it again, confirm with --yes"
+        )
 
 
 def _choose_mode(
@@ -254,6 +295,10 @@ def _report(final: Path, mode: Mode, calibration: Calibration) -> EnrolReport:
         histogram=final / "histogram.png",
         chosen_by=calibration.chosen_by,
         trust=calibration.told_trust(),
+        odd=tuple(
+            f"{calibration.held_out[i].name} ({calibration.scores[i]:.3g})"
+            for i in far_above(calibration.scores)
+        ),
     )
 
 

@@ -21,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from calibration.places import bring_back
 from calibration.plausible import Look, Plausibility, measure
+from calibration.thresholds import conformal_threshold
 from calibration.trust import in_words
 from engines.detector import Memory
 from engines.errors import RecipeError
@@ -192,6 +194,8 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
     `calibration.enroll.open_recipe`, which rebuilds where needed.
     """
     path = Path(root) / name
+    if NAME.fullmatch(name):
+        bring_back(Path(root), name)
     if not NAME.fullmatch(name) or not (path / "recipe.toml").is_file():
         known = ", ".join(list_recipes(Path(root))) or "none"
         raise RecipeError(
@@ -201,6 +205,7 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
     recipe = read_toml(path / "recipe.toml")
     calibration = read_calibration(path / "calibration.json")
     check_region(recipe, calibration, path)
+    _check_threshold(calibration, path / "calibration.json")
     memory, anchors = _read_memory(path / "memory.safetensors", calibration.memory_sha256)
     return LoadedRecipe(
         recipe=recipe.model_copy(update={"learning": calibration.learning}),
@@ -212,6 +217,20 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
         plausible=calibration.plausible,
         sha=_recipe_sha(path),
     )
+
+
+def _check_threshold(calibration: Calibration, path: Path) -> None:
+    """RecipeError when the limit is not what its own held-out scores give: it was edited."""
+    try:
+        own = conformal_threshold(calibration.scores, calibration.alpha)
+    except ValueError as error:
+        raise RecipeError(f"{path} is damaged ({error}): enrol the recipe again") from error
+    told = (calibration.threshold, calibration.n, calibration.k, calibration.learning)
+    if told != (own.value, own.n, own.k, own.learning):
+        raise RecipeError(
+            f"{path}: the threshold {calibration.threshold:g} is not that of its {own.n} held-out "
+            f"scores ({own.value:g}): put it back, or enrol again (another limit: --alpha)"
+        )
 
 
 def check_region(recipe: Recipe, calibration: Calibration, path: Path) -> None:

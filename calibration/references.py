@@ -1,7 +1,6 @@
 """The enrolled images under references/: written once, lossless, verified by pixel hash."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -72,15 +71,6 @@ def verify(folder: Path, references: Iterable[Reference]) -> None:
         if pixels_sha(read(folder, reference)) != reference.sha256:
             path = folder / "references" / reference.file
             raise RecipeError(f"{path} is not the image that was enrolled: enrol the recipe again")
-
-
-def put_in_place(staging: Path, final: Path) -> None:
-    """Rename the finished folder into place; the older recipe stays as `.<name>.previous`."""
-    previous = final.parent / f".{final.name}.previous"
-    shutil.rmtree(previous, ignore_errors=True)
-    if final.exists():
-        final.rename(previous)
-    staging.rename(final)
 
 
 def pixels_sha(image: NDArray[np.uint8]) -> str:

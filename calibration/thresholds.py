@@ -14,6 +14,7 @@ import numpy as np
 
 # A score cannot exceed 1, so with no held-out part at all nothing is called NG.
 NO_EVIDENCE = 1.0
+FEWEST_TO_COMPARE = 5
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ def conformal_threshold(scores: Sequence[float], alpha: float = 0.05) -> Thresho
         return Threshold(value, alpha, n, n, learning=True)
     k = math.ceil((n + 1) * (1.0 - alpha) - 1e-9)
     return Threshold(float(ordered[k - 1]), alpha, n, k, learning=False)
+
+
+def far_above(scores: Sequence[float]) -> list[int]:
+    """Indices of scores (n,) that stand far above the others, highest first.
+
+    Ten median deviations above the median (.01 at least): a held-out "good" part that is a defect,
+    or no part at all, would raise the limit to its own score, and everything below would pass.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if len(values) < FEWEST_TO_COMPARE:
+        return []
+    middle = float(np.median(values))
+    step = max(1.4826 * float(np.median(np.abs(values - middle))), 0.01)
+    order = np.argsort(-values, kind="stable")
+    return [int(i) for i in order if values[i] > middle + 10 * step]
 
 
 def beta_binomial_pmf(m: int, a: int, b: int) -> np.ndarray:

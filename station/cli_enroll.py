@@ -80,8 +80,8 @@ def once(source: SourceSettings) -> SourceSettings:
     )
 
 
-def confirm(settings: Settings, name: str, normals: Path) -> None:
-    """Add confirmed parts to the held-out set of a learning recipe."""
+def confirm(settings: Settings, name: str, normals: Path, *, sure: bool = False) -> None:
+    """Add confirmed parts to the held-out set; tells how the threshold moved."""
     from calibration.enroll import confirm as confirm_parts
     from calibration.recipe import load_recipe
     from station.boot import EngineRoom
@@ -91,11 +91,12 @@ def confirm(settings: Settings, name: str, normals: Path) -> None:
     source = open_source(str(normals))
     source.open()
     room = EngineRoom(settings)
-    done = confirm_parts(loaded.path, frames(source, None), room.detector, _progress())
+    done = confirm_parts(loaded.path, frames(source, None), room.detector, _progress(), sure=sure)
     typer.echo(
         f"recipe {name}: {done.calibration.n} held-out good parts; "
         + ("still learning" if done.recipe.learning else done.calibration.guarantee)
     )
+    typer.echo(f"  threshold {loaded.threshold:.6g} before, {done.threshold:.6g} now")
 
 
 def frames(source: Source, count: int | None) -> Iterator[Named]:
@@ -202,6 +203,12 @@ def _tell(report: Any, name: str) -> None:
         typer.echo(f"  {len(report.duplicates)} duplicates left out")
     typer.echo(f"  threshold {report.threshold:.6g}; {report.guarantee}")
     typer.echo(f"  scores drawn in {report.histogram}")
+    if report.odd:
+        typer.echo(
+            f"  LOOK at {', '.join(report.odd[:5])}: far above the other good parts. A defect "
+            "among them raises the threshold to its own score: take it out and enrol again",
+            err=True,
+        )
     if report.learning:
         typer.echo(
             "  learning: NG and UNDECIDED, never OK, until enough good parts are confirmed:\n"

@@ -5,6 +5,7 @@ both have hung for ever; the station kills the child instead of waiting.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from station.settings import SourceSettings
 from station.sources.decode import jpeg_fault
+from station.sources.mjpeg import WarningCheck
 from station.sources.worker import Grab, stamp
 
 _OPEN_MS, _READ_MS = 5000, 5000
@@ -36,6 +38,7 @@ class CvGrabber:
         self.spec = spec
         self.settings = settings
         self.network = "://" in spec
+        self._check = WarningCheck()
 
     def open(self) -> dict[str, Any]:
         """Open, set the format and controls, read them back."""
@@ -101,7 +104,10 @@ class CvGrabber:
             if image is None:  # a driver may hand out a buffer with nothing in it
                 yield Grab(b"", "encoded", (0, 0, 0), t_ns, wall_us, "the frame is empty")
                 continue
-            yield _grab(np.ascontiguousarray(image), t_ns, wall_us)
+            grab = _grab(np.ascontiguousarray(image), t_ns, wall_us)
+            if grab.kind == "encoded" and grab.fault is None:
+                grab = replace(grab, fault=self._check.fault(bytes(grab.payload)))
+            yield grab
 
 
 def _grab(image: np.ndarray, t_ns: int, wall_us: int) -> Grab:

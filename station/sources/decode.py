@@ -2,7 +2,9 @@
 
 OpenCV fills what a damaged JPEG lacks with grey and says nothing, so the marker structure is
 walked first: start and end of image, segment lengths, no stray marker inside a scan, restart
-markers in their order, and the size the header promises is the size that comes out.
+markers in their order, and the size the header promises is the size that comes out. Wrong bits that
+are still a valid code are seen by nobody; where libjpeg itself complains of them a camera's child
+notices (`mjpeg.WarningCheck`), for files it is lost.
 """
 
 import re

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engines.errors import EngineError
+from station.keys import load_identity
 from station.settings import Settings, load_settings
 
 app = typer.Typer(add_completion=False)
@@ -26,6 +27,8 @@ def ui(
 
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     settings = load_settings(config, {"ui": given} if given else None)
+    if key is not None:
+        load_identity(key)  # a wrong one is told here, not by a page without news
     where = station or _reachable(settings.bus.host)
     serve(
         settings.ui,

@@ -55,15 +55,22 @@ class Feed:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            client = self._make_client()
             try:
-                for body in self._messages(client):
-                    self._take(body)
+                self._listen()
             except (NoAnswer, Refused) as error:
                 log.info("ui_waits_for_station", why=str(error))
-            finally:
-                client.close()
+            except Exception as error:  # a page without news would look like a quiet line
+                log.error("ui_feed_failed", why=f"{type(error).__name__}: {error}", exc_info=True)
             self._stop.wait(RETRY_S)
+
+    def _listen(self) -> None:
+        """Take in bodies until stopped; raises what ends the connection."""
+        client = self._make_client()
+        try:
+            for body in self._messages(client):
+                self._take(body)
+        finally:
+            client.close()
 
     def _messages(self, client: Client) -> Iterator[Body]:
         welcome = client.hello()

@@ -12,7 +12,7 @@ from calibration.enroll import (
     rebuild,
 )
 from calibration.recipe import list_recipes, load_recipe
-from engines.errors import RecipeError
+from engines.errors import InUseError, RecipeError
 from engines.preprocess import Box
 from tests.calibration.doubles import BrightnessDetector, anchors, frames
 
@@ -21,6 +21,10 @@ def run(tmp_path, count=30, detector=None, **kw):
     args = kw.pop("args", RecipeArgs(name="lid", noun="lid"))
     maker = detector or BrightnessDetector()
     return enroll(frames(count), args, lambda mode: maker, tmp_path, anchors=anchors, **kw)
+
+
+def bright(name, level, size=(60, 80)):
+    return name, np.full((*size, 3), level, np.uint8)
 
 
 def test_first_parts_are_remembered_and_the_rest_set_the_threshold(tmp_path):
@@ -183,3 +187,67 @@ def test_progress_is_told(tmp_path):
     run(tmp_path, 10, progress=lambda *a: told.append(a))
     assert ("scoring held-out parts", 6, 6) in told
     assert any(stage == "reading good parts" for stage, _, _ in told)
+
+
+def test_a_defect_among_the_good_parts_is_named(tmp_path):
+    report = made(tmp_path, [*frames(30), bright("oops.png", 250)])
+    assert report.odd == ("oops.png (0.98)",)
+    assert made(tmp_path, frames(30)).odd == ()
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (bright("big.png", 100, (90, 100)), "big.png is 100x90 px where the others are 80x60"),
+        (bright("black.png", 1), "black.png looks like none of the good parts"),
+    ],
+)
+def test_a_picture_unlike_the_good_parts_is_not_confirmed_by_mistake(tmp_path, picture, told):
+    made(tmp_path, frames(30))
+    before = (tmp_path / "lid/calibration.json").read_bytes()
+    with pytest.raises(RecipeError, match=rf"{told}.*confirm with --yes"):
+        confirm(tmp_path / "lid", [picture], factory, anchors=anchors)
+    assert (tmp_path / "lid/calibration.json").read_bytes() == before
+    assert not (tmp_path / ".lid.part").exists()
+
+
+def test_a_part_that_scores_far_above_the_others_needs_a_second_look(tmp_path):
+    shown = list(frames(30))
+    made(tmp_path, shown)
+    pit = shown[0][1].copy()
+    pit[:] = np.clip(pit.astype(int) + 60, 0, 255).astype(np.uint8)
+    part = [("pit.png", pit)]
+    with pytest.raises(RecipeError, match=r"pit.png \(0\.\d+\) far above the other good parts"):
+        confirm(tmp_path / "lid", part, factory, anchors=anchors)
+    sure = confirm(tmp_path / "lid", part, factory, anchors=anchors, sure=True)
+    assert sure.calibration.held_out[-1].name == "pit.png"
+
+
+def test_two_makers_of_one_recipe_do_not_mix(tmp_path):
+    def second(_stage, _done, _total):
+        with pytest.raises(InUseError, match="'lid' is being made by another process"):
+            made(tmp_path, frames(30))
+
+    enroll(frames(30), RecipeArgs(name="lid"), factory, tmp_path, anchors=anchors, progress=second)
+    assert load_recipe(tmp_path, "lid").calibration.n > 0
+    assert not (tmp_path / ".lid.part").exists()
+
+
+def test_power_lost_between_the_two_renames_brings_the_older_recipe_back(tmp_path):
+    made(tmp_path, frames(30))
+    (tmp_path / "lid").rename(tmp_path / ".lid.previous")
+    assert load_recipe(tmp_path, "lid").calibration.n > 0
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="check the folder and its rights"):
+        made(tmp_path / "file", frames(30))
+
+
+def made(folder, parts):
+    return enroll(parts, RecipeArgs(name="lid"), factory, folder, anchors=anchors)
+
+
+def factory(_mode):
+    return BrightnessDetector()

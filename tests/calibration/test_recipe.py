@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -127,3 +128,14 @@ def test_a_share_that_is_none_is_refused(tmp_path, alpha):
 def test_more_tiles_than_pixels_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"cannot cut .* fewer --tiles"):
         enroll(frames(3), RecipeArgs(name="lid", tiles=(256, 1)), None, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["0.99", "NaN", "0.0"])
+def test_an_edited_threshold_is_refused(tmp_path, value):
+    enrolled(tmp_path)
+    file = tmp_path / "lid/calibration.json"
+    text = re.sub(r'"threshold": *[0-9.e-]+', f'"threshold": {value}', file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"is not that of its .* held-out scores|is damaged"):
+        load_recipe(tmp_path, "lid")

@@ -90,6 +90,23 @@ def test_a_bad_picture_is_a_fault_and_never_the_picture_before(camera, what):
     assert all(frame.raw in camera.pictures for frame in found if not frame.fault)
 
 
+def test_bits_that_libjpeg_complains_of_are_a_fault(camera):
+    """The markers are whole, the codes between them are not."""
+    rng = np.random.default_rng(1)
+    for number, good in enumerate(camera.pictures):
+        bad = bytearray(good)
+        for at in rng.integers(len(good) // 2, len(good) - 4, 12):
+            bad[at] = int(rng.integers(0, 255))  # never ff: that would be a marker
+        camera.show(number, bytes(bad))
+    source = opened(camera, width=320, height=240, fps=60)
+    try:
+        found = frames(source, len(camera.pictures))
+    finally:
+        source.close()
+    told = [frame.fault for frame in found if frame.fault]
+    assert len(told) >= len(found) // 4 and any("JPEG" in fault for fault in told), told
+
+
 def test_controls_are_set_before_the_first_frame_and_read_back(camera):
     wanted = {"exposure": 120, "auto_exposure": 1, "gain": 20}  # in this order: automatics first
     source = opened(camera, controls=wanted)
