@@ -192,19 +192,22 @@ class Control:
             product = self._daemon.room.product(name)
             self._prepared = dict.fromkeys(meant, product)
         except Exception as error:
-            # Whatever it was, whoever asked must hear of it: this thread has nobody else to tell.
-            known = isinstance(error, StationError)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            if not known:
-                log.exception("prepare_failed", recipe=name)
-            self._daemon.event("recipe_refused", "warning", text[:500])
-            reply.refused(text)
+            self._loading.release()  # before the answer: whoever reads it may ask again at once
+            self._not_prepared(name, error, reply)
             return
-        finally:
-            self._loading.release()
+        self._loading.release()
         took = (time.monotonic() - start) * 1000
         self._daemon.event("recipe_prepared", "info", f"recipe {name} is loaded in {took:.0f} ms")
         reply.done(recipe=name, recipe_sha=product.sha, ms=round(took, 1))
+
+    def _not_prepared(self, name: str, error: Exception, reply: AdminReply) -> None:
+        """Whatever it was, whoever asked must hear of it: the thread has nobody else to tell."""
+        text = str(error)
+        if not isinstance(error, StationError):
+            log.error("prepare_failed", recipe=name, exc_info=error)
+            text = f"{type(error).__name__}: {error}"
+        self._daemon.event("recipe_refused", "warning", text[:500])
+        reply.refused(text)
 
     def _switch(self, products: dict[str, Product] | None, missing: str, reply: AdminReply) -> None:
         """Every part opened from then on is of the new product: the part boundary is exact."""
@@ -214,7 +217,7 @@ class Control:
         start, daemon = time.monotonic(), self._daemon
         changed = {n: p for n, p in products.items() if p is not daemon.products.get(n)}
         first = next(iter((changed or products).values()))
-        where = "" if len(products) == 1 else f" (cameras {', '.join(changed)})"
+        where = "" if len(products) == 1 else f" (cameras {', '.join(changed or products)})"
 
         def kept(future: "Future[None]") -> None:
             if error := future.exception():
