@@ -195,7 +195,8 @@ class DescribeService:
             self._hear()
             self._speak()
         except ChildGone as gone:
-            self._lost(str(gone))
+            if not self._stop.is_set():  # `stop` kills the child itself: that is no crash
+                self._lost(str(gone))
         if self._child is not None and self._clock() > self._state.overdue:
             self._lost("it did not answer in time")
         self._tell_drops()

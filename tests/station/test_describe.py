@@ -12,6 +12,7 @@ import pytest
 from engines.describer import DescribeRequest, DescriberSettings
 from engines.facts import Area
 from station.describe import DescribeService
+from station.describe_child import ChildGone
 
 
 def request(i, verdict="NG"):
@@ -187,6 +188,27 @@ def test_recycling_after_k_parts_is_not_a_crash(run):
         first = first or service.pid
     assert service.stats().restarts == 0
     assert heard.names().count("describer_ready") >= 2
+
+
+def test_the_child_that_stop_has_killed_is_no_crash(monkeypatch):
+    """A restart was told, or not, at the end of every folder: as the thread happened to wake."""
+    heard = Heard()
+    service = DescribeService(DescriberSettings(), heard.description, heard.event)
+
+    class Killed:
+        socket = service._wake_out
+
+        def poll(self):
+            service.stop()
+            raise ChildGone("the child has ended")
+
+        def signal_kill(self):
+            pass
+
+    monkeypatch.setattr("station.describe.start_child", lambda _settings: Killed())
+    service._wake()
+    service._step()
+    assert service.stats().restarts == 0 and heard.names() == []
 
 
 def test_the_child_dies_with_its_service(run):
