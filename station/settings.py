@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -26,6 +26,7 @@ from station.tomlline import line_of
 DEFAULT_FILE = Path("station.toml")
 OTHER_VARIABLES = ("STATION_CACHE", "STATION_TRACEBACK")
 """Variables of ours that are no settings."""
+MIN_FPS = 0.001  # one frame in 17 minutes; far slower paces overflow the clock
 _NAME = r"^[A-Za-z0-9_-]{1,32}$"  # becomes part of the bus topic: no slash, no dot
 
 
@@ -81,7 +82,7 @@ class SourceSettings(Section):
     recipe: str | None = None  # several cameras: each may have its own product
     fps: float = Field(
         default=0.0, ge=0
-    )  # 0 = as the source delivers; files: as fast as they are judged
+    )  # 0 = as the source delivers; files: as fast as they are judged; else 0.001 and more
     width: int = Field(default=0, ge=0)
     height: int = Field(default=0, ge=0)
     controls: dict[str, float] = Field(default_factory=dict)
@@ -91,6 +92,13 @@ class SourceSettings(Section):
     restart_s: float = Field(default=2.0, gt=0)
     ring_slots: int = Field(default=4, ge=2, le=64)
     ring_bytes: int = Field(default=0, ge=0)  # per slot; 0 = what the first frame needs
+
+    @field_validator("fps")
+    @classmethod
+    def _a_frame_comes_at_all(cls, value: float) -> float:
+        if 0 < value < MIN_FPS:
+            raise ValueError(f"say 0 (as fast as judged) or at least {MIN_FPS:g} frames a second")
+        return value
 
 
 class TriggerSettings(Section):

@@ -12,6 +12,8 @@ STREAM = {"http", "https", "rtsp", "rtsps"}
 
 def choose(spec: str, settings: SourceSettings) -> Source:
     """The (unopened) source of `spec`; SourceError (exit 4) for what is none of them."""
+    if not spec.strip():  # as a path it would be the working directory, with all below it
+        raise SourceError("the source is empty: name a camera, folder, video or address")
     scheme = spec.split("://", 1)[0].lower() if "://" in spec else ""
     if scheme in STREAM or spec.isdigit() or spec.startswith("/dev/"):
         from station.sources.camera import CameraSource

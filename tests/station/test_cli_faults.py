@@ -69,6 +69,14 @@ def test_an_empty_argument_is_refused_and_never_means_the_working_directory(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("spec", ["", " \t"])
+def test_an_empty_source_of_the_settings_is_refused_too(tmp_path, monkeypatch, capsys, spec):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STATION_SOURCE__SPEC", spec)
+    code, err = said(capsys, "record", "--out", "x.mcap")
+    assert code == 4 and err.startswith("station: the source is empty")
+
+
 def test_a_full_disk_behind_the_output_is_one_sentence(tmp_path):
     done = process("STATION config > /dev/full", tmp_path)
     assert done.returncode == 2

@@ -121,6 +121,13 @@ def test_the_name_of_a_camera_is_part_of_a_part_id(tmp_path):
         load_settings(empty(tmp_path), {"cameras": {"a/b": {"spec": "x"}}})
 
 
+@pytest.mark.parametrize("fps", [1e-300, 1e-4, -1.0, float("nan"), float("inf")])
+def test_a_pace_at_which_no_frame_ever_comes_is_refused(tmp_path, fps):
+    with pytest.raises(ConfigError, match=r"command line: source.fps = "):
+        load_settings(empty(tmp_path), {"source": {"fps": fps}})
+    assert load_settings(empty(tmp_path), {"source": {"fps": 0.001}}).source.fps == 0.001
+
+
 def empty(folder):
     file = folder / "station.toml"
     file.write_text("")
