@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from engines.errors import SourceError, StationError
+from engines.errors import StationError
 from station.daemon import Daemon
 from station.logs import set_up
 from station.options import Options
@@ -28,7 +28,10 @@ def overrides(**flat: Any) -> dict[str, Any]:
 
 
 def run(settings: Settings, config: Path | None, options: Options | None = None) -> int:
-    """Run until the source ends, SIGTERM or Ctrl-C. Returns the exit code."""
+    """Run until the source ends, SIGTERM or Ctrl-C. Returns the exit code.
+
+    Raises StationError, and whatever a source's thread died of.
+    """
     set_up(settings.log)
     daemon = Daemon(settings, options)
     signals = Signals(daemon, config)
@@ -46,8 +49,9 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
         print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
     sys.stdout.flush()
     sys.stderr.flush()
-    if outcome.fault and not interrupted:
-        raise SourceError(outcome.fault)
+    errors = [lane.error for lane in daemon.lanes.values() if lane.error is not None]
+    if errors and not interrupted:
+        raise errors[0]  # a StationError with its own exit code, anything else with 1
     if daemon.hanging():
         os._exit(0)  # a thread sits in an engine call that will never return
     return 0

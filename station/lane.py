@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from engines.errors import SourceError, StationError
+from engines.errors import StationError
 from station.flow import Flow
 from station.inspection import Product, prepare, refuse
 from station.ledger_types import Duplicate
@@ -63,6 +63,7 @@ class Lane:
     triggers: "queue.Queue[Part]" = field(default_factory=queue.Queue)
     counts: LaneCounts = field(default_factory=LaneCounts)
     finished: bool = False
+    error: Exception | None = None  # what it ended of, when not with its source
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -87,6 +88,8 @@ class Lane:
 
     def fault(self) -> str | None:
         """Why this lane is not ready, or None."""
+        if self.error is not None:
+            return f"{self.worker} has ended: {self.error or type(self.error).__name__}"
         if not self.source.live:
             return None
         health = self.source.health()  # type: ignore[attr-defined]
@@ -103,8 +106,10 @@ class Lane:
                     self._next_trigger()
         except EndOfSource:
             pass
-        except SourceError as error:
-            fault = str(error)
+        except Exception as error:  # any: a lane that dies in silence looks like a finished one
+            fault, self.error = str(error) or type(error).__name__, error
+            if not isinstance(error, StationError):
+                log.exception("lane_failed", lane=self.name)
         finally:
             self.finished = True
             self.leave_no_trigger(fault)
@@ -159,7 +164,7 @@ class Lane:
         """
         while not self._stop.is_set() and self.by == "every_frame":
             if self.flow.wait_below(self.flow.most, _TICK_S) and self.flow.reserve():
-                answer = self._opened(self.hooks.opening(frame, self.name))
+                answer = self._opened(frame)
                 if isinstance(answer, Part):
                     return answer
                 self.counts.refused += 1
@@ -170,7 +175,13 @@ class Lane:
             self.hooks.tick(self.worker)
         return None
 
-    def _opened(self, opening: Opening) -> Part | Duplicate | BaseException:
+    def _opened(self, frame: Frame) -> Part | Duplicate | BaseException:
+        """In the place that is reserved; given back when it does not come to an opening."""
+        try:
+            opening = self.hooks.opening(frame, self.name)
+        except BaseException:
+            self.flow.release()
+            raise
         done: Future[Part | Duplicate | BaseException] = Future()
         self.flow.open(opening, self.hooks.product(self.name), self.name, done.set_result)
         return done.result()
@@ -197,8 +208,9 @@ class Lane:
                 return None
             try:
                 frame = self.source.read(0.02)
-            except EndOfSource:
-                text = "the source has ended"
+            except Exception as error:
+                ended = isinstance(error, EndOfSource)
+                text = "the source has ended" if ended else f"{error or type(error).__name__}"
                 self.flow.commit(part, refuse(Verdict.ERROR, Reason.CAMERA, text))
                 raise
             if frame is None:
@@ -215,8 +227,8 @@ class Lane:
         try:
             part.prepared = prepare(frame, part.product, live=self.source.live)
             part.frame = part.prepared.frame
-        except (StationError, ValueError, ArithmeticError, MemoryError) as error:
-            text = f"{frame.name}: {error}"
+        except Exception as error:  # any, or the part would wait for its deadline
+            text = f"{frame.name}: {error or type(error).__name__}"
             self.flow.commit(part, refuse(Verdict.ERROR, Reason.CAMERA, text))
             return
         part.ready_ns = time.monotonic_ns()

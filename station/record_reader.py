@@ -15,28 +15,50 @@ from typing import Any
 import numpy as np
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from engines.errors import SourceError
 from station.record_read import Item, Loss, RecordingReader, open_reader
+from station.schema import Reason
 from station.sources.base import EndOfSource, Frame
 from station.sources.decode import digest
 
 NO_PICTURE = "recorded without a picture"
-_TAGS = ("trigger_id", "part_id", "attempt", "verdict", "reason", "score", "threshold", "recipe")
+_TAGS = (
+    *("trigger_id", "part_id", "attempt", "verdict", "reason", "score", "threshold"),
+    *("recipe", "recipe_sha", "bundle_sha"),
+)
 
 
 def frame_of(item: Item) -> Frame:
-    """An image message as a frame: original bytes undecoded, or raw pixels (BGR or grey)."""
+    """An image message as a frame: original bytes undecoded, or raw pixels (BGR or grey).
+
+    What cannot be read (another program's file may hold anything) is a frame with a fault.
+    """
     wall_us = item.log_time // 1000
-    if item.schema == "foxglove.CompressedImage":
-        raw = CompressedImage.FromString(item.data).data
-        return _frame(None, raw, wall_us, digest(raw))
-    message = RawImage.FromString(item.data)
-    shape = (message.height, message.width) + ((3,) if message.encoding == "bgr8" else ())
-    image = np.frombuffer(message.data, np.uint8).reshape(shape)
+    try:
+        if item.schema == "foxglove.CompressedImage":
+            raw = CompressedImage.FromString(item.data).data
+            return _frame(None, raw, wall_us, digest(raw))
+        image = _pixels(RawImage.FromString(item.data))
+    except (DecodeError, ValueError) as error:
+        fault = f"recorded picture cannot be read ({item.schema}: {error})"
+        return replace(_frame(None, None, wall_us, 0), fault=fault)
+    return _frame(image, None, wall_us, digest(image.tobytes()))
+
+
+def _pixels(message: RawImage) -> NDArray[np.uint8]:
+    """BGR (H,W,3). ValueError: another encoding, or not as many bytes as its size says."""
+    channels = {"bgr8": (3,), "mono8": ()}.get(message.encoding)
+    if channels is None:
+        raise ValueError(f"encoding {message.encoding!r} is neither bgr8 nor mono8")
+    if not (message.height and message.width):
+        raise ValueError("no pixels")
+    image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, *channels)
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
-    return _frame(image, None, wall_us, digest(image.tobytes()))
+    return image
 
 
 def _frame(image: Any, raw: bytes | None, wall_us: int, payload: int) -> Frame:
@@ -54,7 +76,7 @@ def parts(reader: RecordingReader) -> Iterator[tuple[Frame, dict[str, Any]]]:
                 yield picture[1], {}
             picture = item.sequence, frame_of(item)
         elif item.topic == "/result":
-            body = json.loads(item.data)
+            body = _body(item.data)
             reader.judged = True
             if picture is not None and picture[0] == item.sequence:
                 frame = picture[1]
@@ -66,6 +88,15 @@ def parts(reader: RecordingReader) -> Iterator[tuple[Frame, dict[str, Any]]]:
     # The last picture of a cut file may have lost its verdict; one of `station record` had none.
     if picture is not None and not (reader.loss and reader.judged):
         yield picture[1], {}
+
+
+def _body(data: bytes) -> dict[str, Any]:
+    """A recorded result; {} for what another program wrote under that name."""
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -141,6 +172,9 @@ class McapSource:
             name=str(body.get("part_id", f"frame-{self._index:06d}")),
             t_capture_ns=time.monotonic_ns(),
             index=self._index,
+            # What a camera did cannot be seen in its pictures alone: the verdict tells it.
+            repeat=tags.get("reason") == Reason.STALE_FRAME,
+            was_refused=tags.get("reason") == Reason.CAMERA,
             tags=tags,
         )
 

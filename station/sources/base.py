@@ -20,6 +20,8 @@ class Frame:
     frames lost before us. fault: None, or one sentence why there is no usable picture.
     digest: 64-bit hash of the payload (a repeated frame is recognised by it). repeat: it carries
     the very payload of the one before, which a live camera never does (OpenCV #5221, #14044).
+    was_refused: recorded of a part that was refused as its camera's fault: it is held to the
+    enrolled size again, which other recorded pictures, perhaps of a folder, are not.
     """
 
     image: NDArray[np.uint8] | None
@@ -31,6 +33,7 @@ class Frame:
     fault: str | None = None
     digest: int = 0
     repeat: bool = False
+    was_refused: bool = False
     tags: dict[str, str] = field(default_factory=dict)  # a recording's trigger id and the like
 
 

@@ -58,7 +58,8 @@ def station(
     """
     recipe = sections.pop("recipe_kw", {})
     sections["engine"] = sections.pop("engine_kw", {})
-    options = Options(engine=FakeRoom(engine, **recipe), **sections.pop("options", {}))
+    given = {"engine": FakeRoom(engine, **recipe)} | sections.pop("options", {})
+    options = Options(**given)
     settings = settings_in(folder, spec, **sections)
     set_up(settings.log)
     daemon = Daemon(settings, options)
