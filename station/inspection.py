@@ -116,8 +116,11 @@ def refuse(verdict: Verdict, reason: Reason, text: str) -> Judged:
 
 
 def prepare(frame: Frame, product: Product, *, live: bool) -> Prepared:
-    """Decode, check, cut and resize one frame (off the verdict path where frames are known)."""
-    if live and frame.repeat:
+    """Decode, check, cut and resize one frame (off the verdict path where frames are known).
+
+    live: of a camera, whose pictures have one size. Only a camera, or its recording, has repeats.
+    """
+    if frame.repeat:
         text = f"{frame.name}: the same picture as before (a frozen or unplugged camera)"
         return _refused(frame, Verdict.ERROR, Reason.STALE_FRAME, text)
     frame = decoded(frame)
@@ -130,7 +133,7 @@ def prepare(frame: Frame, product: Product, *, live: bool) -> Prepared:
     if region and (region.x + region.w > wide or region.y + region.h > high):
         text = f"{frame.name}: {wide}x{high} does not hold the recipe's region {region}"
         return _refused(frame, Verdict.ERROR, Reason.CAMERA, text)
-    if live and product.shape and product.shape != (high, wide):
+    if (live or frame.was_refused) and product.shape and product.shape != (high, wide):
         text = (
             f"{frame.name}: {wide}x{high}, not the {product.shape[1]}x{product.shape[0]} enrolled"
         )

@@ -28,7 +28,7 @@ def open_observers(
         from station.record import Recorder
 
         made["record"] = Recorder(
-            settings.record, _identity(settings, product, daemon), daemon.event
+            settings.record, lambda: _identity(settings, daemon), daemon.event
         )
     drift = _drift(settings, daemon) if settings.drift.enabled else None
     if drift is not None:
@@ -70,14 +70,20 @@ def _drift(settings: Settings, daemon: "Daemon") -> "RecipeDrift":
     return RecipeDrift(monitor)
 
 
-def _identity(settings: Settings, product: Product, daemon: "Daemon") -> dict[str, str]:
-    """What a recording says about where it comes from."""
+def _identity(settings: Settings, daemon: "Daemon") -> dict[str, str]:
+    """What a recording says about where it comes from, as it is when the file begins.
+
+    Several cameras may have several products; which part had which stands in the results.
+    """
+    products = {product.sha: product for product in list(daemon.products.values())}
     return {
         "line": settings.station.line,
         "station": settings.station.name,
         "epoch": daemon.ledger.epoch,
         "config_sha": daemon.config_sha,
-        "bundle_sha": product.bundle_sha,
-        "recipe_sha": product.sha,
-        "engine": f"{product.engine.engine_sha}/{product.engine.precision}",
+        "bundle_sha": ",".join(sorted({p.bundle_sha for p in products.values()})),
+        "recipe_sha": ",".join(products),
+        "engine": ",".join(
+            f"{p.engine.engine_sha}/{p.engine.precision}" for p in products.values()
+        ),
     }

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from station.inspection import Product
 from station.schema import Opening, new_id
 from station.sources.base import Frame
 
@@ -16,13 +17,19 @@ _DEFAULT_DEADLINE_MS = 1000
 
 
 class Openings:
-    """Reads the daemon's products, mode and options; keeps nothing."""
+    """Reads the daemon's products, mode and options; in a replay it changes over, too."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self._daemon = daemon
+        self._made: dict[str, Product] = {}
 
     def own(self, frame: Frame | None, lane: str, *, deadline_ms: int | None = None) -> Opening:
-        """The Opening of a part that the station itself begins."""
+        """The Opening of a part that the station itself begins.
+
+        RecipeError: a recording's recipe is not there any more.
+        """
+        if frame is not None and self._daemon.options.recipe_of is not None:
+            self._follow(lane, self._daemon.options.recipe_of(frame))
         tags = frame.tags if frame else {}
         name = tags.get("part_id") or (Path(frame.name).stem if frame else None)
         if name and lane:
@@ -35,6 +42,16 @@ class Openings:
             t_trigger_us=time.time_ns() // 1000,
             **self.shas(lane),
         )
+
+    def _follow(self, lane: str, recipe: str | None) -> None:
+        """Change over where the recording did; None: a part without a recorded verdict."""
+        daemon, now = self._daemon, self._daemon.products[lane]
+        self._made.setdefault(now.name, now)
+        if recipe is None or recipe == now.name:
+            return
+        if recipe not in self._made:
+            self._made[recipe] = daemon._product(daemon.room, recipe or None)
+        daemon.products = {**daemon.products, lane: self._made[recipe]}
 
     def shas(self, lane: str) -> dict[str, Any]:
         """The fields of an Opening that name recipe, bundle and configuration."""

@@ -7,7 +7,7 @@ from station.after import Totals
 from station.inspection import Product
 from station.parts import PartRecord
 from station.settings import Settings, SourceSettings
-from station.sources.base import Source
+from station.sources.base import Frame, Source
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Options:
     source: Callable[[SourceSettings], Source] | None = None
     observers: bool = True
     ready_queue: int = 1  # one part prepared ahead: more only adds to the latency
+    recipe_of: Callable[[Frame], str | None] | None = None  # replay: what a part was judged with
     listeners: list[Callable[[PartRecord], None]] = field(default_factory=list)
 
 

@@ -15,7 +15,7 @@ from station.parts import PartRecord
 from station.record_budget import free_bytes
 from station.record_mcap import McapFile, picture_size
 from station.record_recover import recover
-from station.record_segments import Clock, Free, Segments
+from station.record_segments import Clock, Free, Identity, Segments
 from station.schema import Verdict
 from station.settings import RecordSettings
 from station.sources.base import Frame
@@ -34,7 +34,7 @@ class Recorder:
     def __init__(
         self,
         settings: RecordSettings,
-        identity: dict[str, str],
+        identity: Identity,
         on_event: OnEvent,
         *,
         clock: Clock = time.monotonic,
@@ -53,7 +53,7 @@ class Recorder:
         self._recover()
         self._classes = self._open_classes(identity, free)
 
-    def _open_classes(self, identity: dict[str, str], free: Free) -> dict[str, Segments]:
+    def _open_classes(self, identity: Identity, free: Free) -> dict[str, Segments]:
         s = self._settings
         limits = {"notok": s.budget_not_ok_bytes, "ok": s.budget_ok_bytes}
         if s.every_ok == 1:

@@ -121,6 +121,7 @@ class McapFile:
         self.stream = stream
         self.messages = 0
         self._pending = 0  # bytes of messages in the chunk that is not yet in the stream
+        self._recipes: set[tuple[str, str, str]] = set()  # whose hashes stand in the metadata
         self._writer = Writer(stream, CHUNK, CompressionType.ZSTD)  # type: ignore[arg-type]
         self._writer.start(profile="", library=LIBRARY)
         self._writer.add_metadata("station", {key: str(value) for key, value in identity.items()})
@@ -163,9 +164,18 @@ class McapFile:
 
     def result(self, result: Result, body: bytes, wall_us: int) -> None:
         """The boxes, then the body. The body comes last: a reader that has it has the part."""
+        self._judged_by(result)
         boxes = boxes_message(result, wall_us)
         self._add(BOXES, wall_us, boxes.SerializeToString(), result.seq)
         self._add(Stream.RESULT.value, wall_us, body, result.seq)
+
+    def _judged_by(self, result: Result) -> None:
+        """Metadata of each recipe, written before its first part: a file may hold several."""
+        who = (result.recipe, result.recipe_sha, result.bundle_sha)
+        if who not in self._recipes:
+            self._recipes.add(who)
+            values = dict(zip(("recipe", "recipe_sha", "bundle_sha"), who, strict=True))
+            self._writer.add_metadata(f"recipe {result.recipe} {result.recipe_sha[:8]}", values)
 
     def body(self, stream: str, body: bytes) -> None:
         """A description or an event."""

@@ -11,6 +11,7 @@ from station.record_mcap import SUMMARY, McapFile
 from station.record_stream import SyncedStream
 
 Clock = Callable[[], float]
+Identity = Callable[[], dict[str, str]]  # of the station, asked for each file anew
 Free = Callable[[Path], int]
 
 
@@ -31,7 +32,7 @@ class Segments:
         limit: int,
         file_bytes: int,
         min_free: int,
-        identity: dict[str, str],
+        identity: Identity,
         clock: Clock = time.monotonic,
         free: Free = free_bytes,
     ) -> None:
@@ -89,7 +90,7 @@ class Segments:
     def _current(self) -> McapFile:
         if self._file is None:
             name = datetime.now(UTC).strftime("rec-%Y%m%dT%H%M%S%f") + f"-{self.kind}.mcap"
-            self._file = McapFile(SyncedStream(self.folder / name, self._clock), self._identity)
+            self._file = McapFile(SyncedStream(self.folder / name, self._clock), self._identity())
         return self._file
 
     def _count(self) -> None:

@@ -23,15 +23,18 @@ def replay(
     *,
     verify: bool = False,
     threshold: float | None = None,
+    recipe: str | None = None,
     words: bool = False,
     speed: float = 0.0,
 ) -> int:
     """Judge a recording, folder or video again; no deadline strikes, nothing is kept.
 
-    `threshold` replaces the recipe's. `speed` 1 keeps a recording's pauses, 2 halves them, 0 waits
-    for nothing. Exit 7 with a table when `verify` finds other verdicts or scores than were
-    recorded; without it the table answers "what would have happened" and the exit code is 0.
-    Raises UsageError: nothing recorded to verify against, or `speed` of what is no recording.
+    Each part is judged with the recipe it was recorded with, unless `recipe` (which the settings
+    name too) asks what another would say. `threshold` replaces the recipe's. `speed` 1 keeps a
+    recording's pauses, 2 halves them, 0 waits for nothing. Exit 7 with a table when `verify` finds
+    other verdicts or scores than were recorded; without it the table answers "what would have
+    happened" and the exit code is 0. Raises UsageError: nothing recorded to verify against, or
+    `speed` of what is no recording; RecipeError: a recorded recipe is not there any more.
     """
     if speed and not _recorded(path):
         raise UsageError(f"{path}: --speed needs a recording (.mcap); pace a folder by source.fps")
@@ -39,7 +42,9 @@ def replay(
     options = Options(simulated=True, threshold=threshold, listeners=[verifier.part])
     if _recorded(path):
         options.source = lambda _settings: McapSource(path, speed)
-        settings = _with_recipe(settings, path)
+        if recipe is None:
+            settings = _with_recipe(settings, path)
+            options.recipe_of = lambda frame: frame.tags.get("recipe")
     with tempfile.TemporaryDirectory(prefix="station-replay-") as folder:
         code = run(_apart(settings, path, Path(folder), words=words), None, options)
     if verify and verifier.compared == 0:
@@ -58,12 +63,10 @@ def _recorded(path: Path) -> bool:
 
 
 def _with_recipe(settings: Settings, path: Path) -> Settings:
-    """The recorded recipe's name where neither command line nor configuration names one."""
-    if settings.recipe.name is not None:
-        return settings
+    """To begin with, the first part's recipe; the configured one for a recording without."""
     source = McapSource(path)
     source.open()
-    name = source.recipe
+    name = settings.recipe.name if source.recipe is None else source.recipe or None
     source.close()
     return settings.model_copy(update={"recipe": settings.recipe.model_copy(update={"name": name})})
 

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from station.parts import PartRecord
+from station.schema import Result
 
 _TIMING = ("deadline", "queue_full", "restart")
 _VERDICT, _SCORE, _THRESHOLD = "verdict", "score", "threshold"
@@ -29,6 +30,7 @@ class Verifier:
         self.skipped = 0
         self.differences: list[Difference] = []
         self.changes: Counter[str] = Counter()
+        self.other: dict[str, str] = {}  # what judged then and now, where it is not the same
         self._what_if = what_if
 
     @property
@@ -46,6 +48,7 @@ class Verifier:
             return
         self.compared += 1
         result = record.result
+        self._compare_judges(tags, result)
         now = {
             _VERDICT: str(result.verdict),
             "reason": str(result.reason),
@@ -59,6 +62,13 @@ class Verifier:
         if differ - ({_SCORE, _THRESHOLD} if self._what_if else set()):
             self.differences.append(Difference(record.frame.name, pairs))
 
+    def _compare_judges(self, tags: dict[str, str], result: Result) -> None:
+        pairs = {f"recipe {result.recipe or '(none)'}": (tags.get("recipe_sha"), result.recipe_sha)}
+        pairs["bundle"] = (tags.get("bundle_sha"), result.bundle_sha)
+        for what, (then, now) in pairs.items():
+            if then is not None and then != now:
+                self.other[what] = f"{then[:8] or '-'} -> {now[:8] or '-'}"
+
     def tell(self, *, verify: bool, most: int = 40) -> None:
         """To stdout: one sentence that counts parts, then a row for each that differs."""
         changes = ", ".join(f"{count} {change}" for change, count in sorted(self.changes.items()))
@@ -69,6 +79,8 @@ class Verifier:
             + (f" ({changes})" if changes else "")
             + (f"; {_parts(self.skipped)} judged by the clock left out" if self.skipped else "")
         )
+        for what, change in self.other.items():
+            print(f"not as recorded: {what} {change}")
         if self.differences:
             self._table(most)
 

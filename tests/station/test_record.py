@@ -29,7 +29,7 @@ def recorder(folder, events=None, clock=None, free=None, **changes):
     options = {"clock": clock} if clock else {}
     if free:
         options["free"] = free
-    return Recorder(settings, IDENTITY, events or uikit.Events(), **options)
+    return Recorder(settings, lambda: IDENTITY, events or uikit.Events(), **options)
 
 
 def files(folder, pattern="*.mcap"):
@@ -79,6 +79,27 @@ def test_the_mcap_library_reads_pictures_boxes_verdicts_and_schemas(tmp_path):
     assert seen["/result"][1][1] == uikit.record(2, "NG").body
     assert json.loads(seen["/result"][0][0].data)["title"] == "Result"
     assert metadata["station"]["bundle_sha"] == "b" * 64
+
+
+def test_the_metadata_names_every_recipe_in_the_file_and_each_file_its_own_beginning(tmp_path):
+    now = {"recipe_sha": "one"}
+    settings = RecordSettings(folder=tmp_path, every_ok=1)
+    writer = Recorder(settings, lambda: dict(now), uikit.Events())
+    writer.part(uikit.record(1, "OK", jpeg=True))
+    writer.part(uikit.record(2, "OK", jpeg=True, recipe="ring", recipe_sha="d" * 64))
+    writer.part(uikit.record(3, "OK", jpeg=True))
+    writer.close()
+    now["recipe_sha"] = "two"
+    writer.part(uikit.record(4, "OK", jpeg=True))
+    writer.close()
+    found = []
+    for path in files(tmp_path):
+        with path.open("rb") as stream:
+            found.append({m.name: m.metadata for m in make_reader(stream).iter_metadata()})
+    assert [f["station"]["recipe_sha"] for f in found] == ["one", "two"]
+    assert list(found[0]) == ["station", "recipe disc aaaaaaaa", "recipe ring dddddddd"]
+    assert found[0]["recipe ring dddddddd"]["recipe_sha"] == "d" * 64
+    assert list(found[1]) == ["station", "recipe disc aaaaaaaa"]
 
 
 def test_the_protobuf_schemas_in_the_file_decode_without_our_code(tmp_path):

@@ -38,7 +38,7 @@ def start(folder, data, events=None):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / f"{NAME}.part").write_bytes(data)
-    Recorder(RecordSettings(folder=folder, every_ok=1), {}, events or uikit.Events()).close()
+    Recorder(RecordSettings(folder=folder, every_ok=1), dict, events or uikit.Events()).close()
     return {path.name for path in folder.iterdir()}
 
 
@@ -102,5 +102,5 @@ def test_a_file_that_cannot_be_recovered_is_told_and_stays(tmp_path, killed, mon
         ("recording_failed", "error")
     ]
     monkeypatch.undo()
-    used = Recorder(RecordSettings(folder=tmp_path, every_ok=1), {}, events)._classes["all"]
+    used = Recorder(RecordSettings(folder=tmp_path, every_ok=1), dict, events)._classes["all"]
     assert used.budget.state.used > 0, "what is left counts"

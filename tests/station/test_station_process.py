@@ -165,19 +165,23 @@ def test_a_bare_client_sees_every_verdict_and_bus_ledger_and_fetch_agree(home):
     assert "parts │ 40" in out
 
 
-def test_two_runs_over_the_same_folder_give_the_same_scores_to_the_last_bit(home, figure):
+def test_two_runs_and_a_replay_give_the_same_scores_to_the_last_bit(home, figure):
     parts_folder(home.folder / "in", 12)
     scores = []
+    record = {"STATION_RECORD__ENABLED": "true", "STATION_RECORD__EVERY_OK": "1"}
     for run in ("a", "b"):
         path = home.folder / f"{run}.db"
-        done = home.run("run", "--source", "in", "--recipe", "disc", "--ledger", path)
+        asked = ("run", "--source", "in", "--recipe", "disc", "--ledger", path)
+        done = home.run(*asked, **(record if run == "b" else {}))
         assert done.returncode == 0, done.stderr
         rows = [json.loads(b) for b in ledger_bodies(path)]
         scores.append([(r["part_id"], r["verdict"], r["score"]) for r in rows])
     assert len(scores[0]) == 12 and scores[0] == scores[1]
-    figure(
-        "P7", "12 parts twice with the shipped engine: verdicts and scores equal to the last bit"
-    )
+    done = home.run("replay", "var/recordings", "--verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified: 12 parts, 0 differ" in done.stdout
+    text = "12 parts twice with the shipped engine, and replayed from the recording of one run"
+    figure("P7", f"{text}: verdicts and scores equal to the last bit")
 
 
 def test_sigterm_in_mid_run_exits_0_soon_and_every_part_has_a_verdict(home):
