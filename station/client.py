@@ -15,6 +15,7 @@ from typing import Self
 import zmq
 from pydantic import ValidationError
 
+from station.address import check_address
 from station.client_watch import Watch
 from station.keys import ClientIdentity, load_identity
 from station.schema import Body, Result, Status, Stream, parse
@@ -56,7 +57,8 @@ def apply_identity(socket: zmq.Socket, identity: ClientIdentity | None) -> None:
 
 class Client:
     """DEALER to `ctl` and SUB to `pub`. `keys` = the client's key file from `station keys new`,
-    `name` = the consumer whose cursors `ack` moves."""
+    `name` = the consumer whose cursors `ack` moves. ConfigError when an address or the key file
+    makes no sense."""
 
     def __init__(
         self,
@@ -67,7 +69,8 @@ class Client:
         name: str = "observer",
         timeout_s: float = 2.0,
     ) -> None:
-        self._ctl_address, self._pub_address = ctl, pub
+        self._ctl_address = check_address(ctl)
+        self._pub_address = None if pub is None else check_address(pub)
         self._identity = None if keys is None else load_identity(keys)
         self.name, self._timeout_s = name, timeout_s
         self._context = zmq.Context()

@@ -23,16 +23,16 @@ def tail(
     count: Annotated[int, typer.Option(help="Leave after so many results (0: never).")] = 0,
 ) -> None:
     """Print verdicts, words and events live; nothing is missed, whatever the network does."""
+    from station.address import reach
     from station.client import Client
     from station.settings import load_settings
 
     bus = load_settings(config).bus
-    host = "127.0.0.1" if bus.host in ("0.0.0.0", "*") else bus.host
     since = None if from_seq is None else {"result": max(0, from_seq - 1), "desc": 0, "event": 0}
     streams = (Stream.RESULT, Stream.DESC, Stream.EVENT, Stream.STATUS)
     with Client(
-        ctl or f"tcp://{host}:{bus.ctl_port}",
-        pub or f"tcp://{host}:{bus.pub_port}",
+        ctl or reach(bus.host, bus.ctl_port),
+        pub or reach(bus.host, bus.pub_port),
         keys=key,
         name="tail",
     ) as client:

@@ -138,8 +138,9 @@ class StationLink:
         self._context.term()
 
     def _run(self) -> None:
-        sockets = Sockets(self._context, self.address, self._wake_address, self._identity)
+        sockets: Sockets | None = None
         try:
+            sockets = Sockets(self._context, self.address, self._wake_address, self._identity)
             while not self._stop.is_set():
                 self._turn(sockets)
         except BaseException as error:
@@ -148,7 +149,8 @@ class StationLink:
             self.failed = error
         finally:
             self._lost()
-            sockets.close()
+            if sockets is not None:
+                sockets.close()
 
     def _turn(self, sockets: Sockets) -> None:
         for name in sockets.wait(POLL_MS):

@@ -7,6 +7,7 @@ from typing import Any
 
 import zmq
 
+from station.address import check_address
 from station.client import apply_identity
 from station.keys import ClientIdentity
 from station.schema import Result, Status, Stream, topic
@@ -15,7 +16,10 @@ from station.schema_ctl import Reply
 
 @dataclass(frozen=True, slots=True)
 class StationAddress:
-    """Where a station is and who it must be: answers of any other are not listened to."""
+    """Where a station is and who it must be: answers of any other are not listened to.
+
+    ConfigError when `ctl` or `pub` is no address.
+    """
 
     ctl: str
     pub: str
@@ -23,6 +27,10 @@ class StationAddress:
     station: str
     keys: Path | None = None
     client: str = "gateway"
+
+    def __post_init__(self) -> None:
+        check_address(self.ctl)
+        check_address(self.pub)
 
 
 class Beat:
@@ -54,9 +62,23 @@ class Sockets:
         wake: str,
         identity: ClientIdentity | None,
     ) -> None:
-        self.ctl = context.socket(zmq.DEALER)
-        self.sub = context.socket(zmq.SUB)
-        self.wake = context.socket(zmq.PAIR)
+        self._open: list[zmq.Socket] = []
+        try:
+            self._connect(context, address, wake, identity)
+        except BaseException:
+            self.close()  # an open socket would hold up the context's end for ever
+            raise
+
+    def _connect(
+        self,
+        context: zmq.Context,
+        address: StationAddress,
+        wake: str,
+        identity: ClientIdentity | None,
+    ) -> None:
+        self.ctl, self.sub, self.wake = (
+            self._made(context, kind) for kind in (zmq.DEALER, zmq.SUB, zmq.PAIR)
+        )
         for socket in (self.ctl, self.sub):
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -78,13 +100,17 @@ class Sockets:
         for socket in self._names:
             self._poller.register(socket, zmq.POLLIN)
 
+    def _made(self, context: zmq.Context, kind: int) -> zmq.Socket:
+        self._open.append(context.socket(kind))
+        return self._open[-1]
+
     def wait(self, timeout_ms: int) -> list[str]:
         """The sockets that have something to read."""
         return [self._names[socket] for socket, _ in self._poller.poll(timeout_ms)]
 
     def close(self) -> None:
-        """Close all three."""
-        for socket in self._names:
+        """Close all that were opened."""
+        for socket in self._open:
             socket.close(0)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from engines.errors import ConfigError
+from station.address import reach
 from station.gateways.link_io import StationAddress
 from station.settings import Settings
 
@@ -13,8 +14,8 @@ def gateway_address(
     """The station of station.toml, with the addresses of the command line where given."""
     bus = settings.bus
     return StationAddress(
-        ctl=ctl or f"tcp://{bus.host}:{bus.ctl_port}",
-        pub=pub or f"tcp://{bus.host}:{bus.pub_port}",
+        ctl=ctl or reach(bus.host, bus.ctl_port),
+        pub=pub or reach(bus.host, bus.pub_port),
         line=settings.station.line,
         station=settings.station.name,
         keys=settings.gateway.key,
