@@ -116,7 +116,13 @@ def replay(
     given = overrides(recipe__name=recipe, engine__bundle=bundle)
     settings = load_settings(config, given)
     code = replay_daemon(
-        settings, path, verify=verify, threshold=threshold, words=words, speed=speed
+        settings,
+        path,
+        verify=verify,
+        threshold=threshold,
+        recipe=recipe,
+        words=words,
+        speed=speed,
     )
     raise typer.Exit(code)
 
