@@ -109,16 +109,16 @@ class FolderSource:
         return next(self._files, None)
 
     def _frame(self, path: Path) -> Frame:
-        fault, raw = None, b""
+        fault, raw, name = None, b"", printable(path.name)
         try:
             raw = path.read_bytes()
         except OSError as error:
-            fault = f"{path.name}: cannot be read ({error.strerror})"
+            fault = f"{name}: cannot be read ({error.strerror})"
         self._index += 1
         return Frame(
             image=None,
             raw=raw,
-            name=path.name,
+            name=name,
             t_capture_ns=time.monotonic_ns(),
             wall_us=time.time_ns() // 1000,
             index=self._index,
@@ -128,6 +128,12 @@ class FolderSource:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def printable(name: str) -> str:
+    """A file name with `_` for what no message, label or journal can hold: control characters, and
+    bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else "_" for c in name)
 
 
 def _settle(files: list[Path]) -> None:

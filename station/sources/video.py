@@ -10,6 +10,7 @@ from engines.errors import SourceError
 from station.settings import SourceSettings
 from station.sources.base import EndOfSource, Frame
 from station.sources.decode import digest
+from station.sources.folder import printable
 
 
 class VideoSource:
@@ -51,7 +52,7 @@ class VideoSource:
         return Frame(
             image=pixels,
             raw=None,
-            name=f"{self.path.stem}#{self._index}",
+            name=f"{printable(self.path.stem)}#{self._index}",
             t_capture_ns=time.monotonic_ns(),
             wall_us=time.time_ns() // 1000,
             index=self._index,

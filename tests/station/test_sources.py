@@ -93,6 +93,19 @@ def test_a_folder_is_read_in_sorted_order_and_ends(tmp_path):
     assert np.array_equal(frames[1].image, picture(1))
 
 
+def test_a_file_name_that_is_not_utf_8_becomes_one_that_messages_can_hold(tmp_path):
+    """Half an hour of enrolment ended in an error of the serializer, with nothing to show."""
+    parts_folder(tmp_path, 1)
+    wild = os.fsdecode(b"gr\xf6\xdfe\n.png")
+    (tmp_path / "p000.png").rename(tmp_path / wild)
+    (tmp_path / os.fsdecode(b"l\xf6ose.png")).symlink_to(tmp_path)
+    whole, *others = read_all(open_source(str(tmp_path)))
+    assert whole.name == "gr__e_.png" and whole.fault is None and others == []
+    (tmp_path / "list.txt").write_bytes(b"no\x01where.png\n")
+    (broken,) = read_all(open_source(str(tmp_path / "list.txt")))
+    assert broken.fault == "no_where.png: cannot be read (No such file or directory)"
+
+
 def test_a_jsonl_list_names_its_pictures(tmp_path):
     parts_folder(tmp_path / "x", 3)
     (tmp_path / "i.jsonl").write_text('{"image": "x/p002.png"}\n{"image": "x/p000.png"}\n')
