@@ -23,7 +23,7 @@ from calibration.enroll import DetectorLike, open_recipe
 from calibration.recipe import LoadedRecipe
 from engines.bundle import load_bundle
 from engines.detector import Detector
-from engines.errors import StationError
+from engines.errors import SourceError, UsageError
 from engines.preprocess import stitch, to_tiles
 from station.demo_data import DemoSet, Part, folder, link, solar_cells, write_labels
 from station.demo_sheet import Card, contact_sheet
@@ -31,6 +31,7 @@ from station.ledger import Ledger
 from station.schema import Desc, Result, Stream, Verdict
 
 LINE, STATION, RECIPE = "demo", "st1", "demo"
+MARK = ".station-demo"
 CARDS = 12
 console = Console(highlight=False)
 
@@ -54,15 +55,26 @@ def demo(
     ] = None,
 ) -> None:
     """Show what the station does, on real photographs."""
-    try:
-        _run(out.resolve(), folder(data) if data else solar_cells())
-    except StationError as error:
-        console.print(f"[red]{error}[/red]")
-        raise SystemExit(error.code) from None
+    parts = folder(data) if data else solar_cells()
+    _run(own_folder(out.resolve()), parts)
+
+
+def own_folder(out: Path) -> Path:
+    """Make `out`, or take it again. UsageError for one with anything in it that no demo made.
+
+    A demo replaces ledger, recipe, links and sheet of the one before: it must be sure whose they
+    are.
+    """
+    if out.is_dir() and not (out / MARK).is_file() and any(out.iterdir()):
+        raise UsageError(
+            f"{out} holds files that no demo made: name a new or an empty folder with --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("A folder of `station demo`: the next one replaces what is in it.\n")
+    return out
 
 
 def _run(out: Path, parts: DemoSet) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     link(parts.normals, out / "good")
     batch = link(parts.batch, out / "batch")
     write_labels(batch, out / "batch.csv")
@@ -81,6 +93,8 @@ def _run(out: Path, parts: DemoSet) -> None:
         tail.wait(5)
     _say("3/3  What the labels say")
     seen = _read(out, batch)
+    if not seen:
+        raise SourceError(f"{parts.title}: not one of {len(batch)} parts could be inspected")
     _table(seen)
     if parts.remark:
         console.print(f"[dim]{parts.remark}[/dim]")
@@ -167,24 +181,27 @@ def _table(seen: list[Seen]) -> None:
 
 
 def _sheet(out: Path, seen: list[Seen], path: Path) -> None:
-    """The worst parts by score, and every good one that was rejected, with their maps."""
+    """The worst parts by score with their maps; what is no picture has neither."""
     bundle = load_bundle("nano")
     recipe, detector, _ = open_recipe(
         out / "recipes", RECIPE, lambda mode: Detector.open(bundle, mode)
     )
     ranked = sorted(seen, key=lambda s: -(s.result.score or 0.0))
-    cards = [_card(s, recipe, detector) for s in ranked[:CARDS]]
+    with_score = [s for s in ranked if s.result.score is not None]
+    cards = [_card(s, recipe, detector) for s in with_score[:CARDS]]
     contact_sheet(cards, path, f"The {len(cards)} highest scores, with their heat maps")
 
 
 def _card(seen: Seen, loaded: LoadedRecipe, detector: DetectorLike) -> Card:
-    frame = np.asarray(cv2.imread(str(seen.part.path)), dtype=np.uint8)
+    raw = np.frombuffer(seen.part.path.read_bytes(), np.uint8)  # imread knows UTF-8 names only
+    frame = np.asarray(cv2.imdecode(raw, cv2.IMREAD_COLOR), dtype=np.uint8)
     recipe = loaded.recipe
     boxes = recipe.boxes(frame.shape[:2])
     answer = detector.run(to_tiles(frame, boxes), recipe.groups(len(boxes)))
     heat = stitch(answer.map, boxes, frame.shape[:2], recipe.region)
-    score = seen.result.score if seen.result.score is not None else float("nan")
-    title = f"labelled {seen.part.label}   score {score:.3f}, limit {loaded.threshold:.3f}"
+    title = (
+        f"labelled {seen.part.label}   score {seen.result.score:.3f}, limit {loaded.threshold:.3f}"
+    )
     level = min(max(loaded.threshold, 1e-6), 0.5)  # the map is a probability: full colour at 1
     passed = seen.result.verdict is Verdict.OK
     right = passed is seen.part.good
@@ -208,4 +225,6 @@ def _what_next(out: Path, sheet: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(demo)
+    from station.cli import main
+
+    main(["demo", *sys.argv[1:]])

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import SourceError
+from engines.errors import SourceError, UsageError
+from station.sources.folder import printable
 
 GOOD_PARTS = 64  # for enrolment: 16 references, 48 held out, so 5 % false rejects can be stated
 BATCH_GOOD, BATCH_BAD = 36, 24
+STEM_BYTES = 100  # of a link's name: a part id has 128 characters at most
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -52,7 +54,7 @@ def solar_cells() -> DemoSet:
         )
     data = Path(spec.submodule_search_locations[0]) / "data"
     parts = []
-    with (data / "labels.csv").open() as lines:
+    with (data / "labels.csv").open(encoding="utf-8") as lines:
         for name, probability, kind in (line.split() for line in lines):
             if kind == "mono" and float(probability) in (0.0, 1.0):
                 good = float(probability) == 0.0
@@ -82,10 +84,9 @@ def folder(path: Path) -> DemoSet:
     )
     index = path / "index.jsonl"
     if index.is_file():
-        rows = [json.loads(line) for line in index.read_text().splitlines() if line]
-        unseen = [row for row in rows if row.get("split", "val") == "val"]
-        parts = [_part(path, row) for row in unseen]
-        shown = [_part(path, row) for row in rows if row.get("split") == "train" and row["normal"]]
+        rows = _labelled(index)
+        parts = [part for split, part in rows if split == "val"]
+        shown = [part for split, part in rows if split == "train" and part.good]
         return _draw(str(path), noun, (), parts, shown)
     parts = [
         Part(file, name == "good", name)
@@ -96,9 +97,30 @@ def folder(path: Path) -> DemoSet:
     return _draw(str(path), noun, (), parts)
 
 
-def _part(root: Path, row: dict[str, object]) -> Part:
-    good = bool(row["normal"])
-    return Part(root / str(row["image"]), good, "good" if good else str(row["category"]))
+def _labelled(index: Path) -> list[tuple[str, Part]]:
+    """(split, part) of every line. SourceError names the first that is none, or has no picture."""
+    found = []
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{index} cannot be read ({error}): correct it") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            good = bool(row["normal"])
+            label = "good" if good else str(row.get("category", "defective"))
+            part = Part(index.parent / str(row["image"]), good, label)
+            split = str(row.get("split", "val"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise SourceError(
+                f'{index}, line {number}: write {{"image": "FILE", "normal": true or false}}'
+            ) from None
+        if not part.path.is_file():
+            raise SourceError(f"{index}, line {number}: there is no picture {part.path}")
+        found.append((split, part))
+    return found
 
 
 def _draw(
@@ -129,22 +151,32 @@ def _draw(
 
 
 def link(parts: Sequence[Part], into: Path) -> dict[str, Part]:
-    """Symbolic links `0001_<file>` in inspection order; returns link name -> part."""
+    """Symbolic links `0001_<file>` in inspection order; returns link name -> part.
+
+    UsageError where the folder holds anything but such links: it would be inspected, too.
+    """
     into.mkdir(parents=True, exist_ok=True)
     for old in into.iterdir():
-        if old.is_symlink():
-            old.unlink()
+        if not old.is_symlink():
+            raise UsageError(f"{old} is not of the demo: take it away, or name another --out")
+        old.unlink()
     linked = {}
     for number, part in enumerate(parts, start=1):
-        name = f"{number:04d}_{part.path.name}"
+        name = f"{number:04d}_{_label(part.path)}"
         (into / name).symlink_to(part.path.resolve())
         linked[name] = part
     return linked
 
 
+def _label(path: Path) -> str:
+    """A file's name as parts, labels and the journal can hold it: printable, of a fair length."""
+    stem = printable(path.stem).encode()[:STEM_BYTES].decode(errors="ignore")
+    return stem + path.suffix
+
+
 def write_labels(linked: dict[str, Part], path: Path) -> None:
     """The labels beside the batch, for people who want to check the table."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         writer.writerows((name, part.label) for name, part in linked.items())
