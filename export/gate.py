@@ -281,3 +281,10 @@ def _outside(figures: Figures, precision: str) -> list[str]:
         if bad:
             said.append(f"{name} {value:.4g}, limit {limit:g} ({reason})")
     return said
+
+
+def shown(value: float | int | str | None) -> float | int | str | None:
+    """A figure as the manifest keeps it: six digits; in words where JSON has no number for it."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else "not finite"

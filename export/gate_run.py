@@ -16,8 +16,9 @@ from engines.text import TextEncoder
 from export.build_gpu import EMULATED, HALVES
 from export.bundle_writer import Draft
 from export.drift import first_drift
-from export.gate import Findings, Outcome, compare, inspect, torch_answer
+from export.gate import Findings, Outcome, compare, inspect, shown, torch_answer
 from export.gate_frames import GateSet
+from export.gate_parts import Bench, check_parts, torch_anchors
 from export.model import SpgddGpt
 from export.model.clip import Encoded
 from export.model.memory import MODES, Mode
@@ -94,13 +95,6 @@ def judge(
     return detector, compare(frames, reference, outcome, entry.precision)
 
 
-def shown(value: float | int | str | None) -> float | int | str | None:
-    """A figure as the manifest keeps it: six digits; in words where JSON has no number for it."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if np.isfinite(value) else "not finite"
-
-
 def _settle(
     draft: Draft, entry: EngineEntry, findings: Findings, ms: float | None, tiles: list[U8]
 ) -> EngineEntry | None:
@@ -140,12 +134,17 @@ def _default(passed: list[EngineEntry]) -> str:
 
 
 def _gate_mode(
-    draft: Draft, mode: Mode, runner: TorchRunner, sets: list[GateSet], progress: Progress
+    draft: Draft,
+    mode: Mode,
+    sides: tuple[TorchRunner, F32],
+    sets: list[GateSet],
+    progress: Progress,
 ) -> list[EngineEntry]:
+    runner, anchors = sides
     runner.mode = mode
     reference = inspect(sets, runner.run, runner.bind, runner.run)
     entries = [e for e in draft.engines if e.mode == mode and e.kind == "detector"]
-    judged = [judge(draft.bundle(), e, sets, runner.anchors, reference) for e in entries]
+    judged = [judge(draft.bundle(), e, sets, anchors, reference) for e in entries]
     tiles = [f.tile for s in sets for f in s.frames]
     timed = iter(latencies([d for d, _ in judged if d.precision not in HALVES], tiles[0]))
     passed: list[EngineEntry] = []
@@ -165,15 +164,17 @@ def _gate_mode(
 
 
 def run_gate(draft: Draft, model: SpgddGpt, sets: list[GateSet], progress: Progress) -> None:
-    """Measure every detector; keep figures, drop what fails, mark the fastest as default.
+    """Measure every part and detector; keep figures, drop what fails, mark the fastest as default.
 
-    Raises EngineError when an FP32 engine fails: then the export itself is wrong.
+    Raises EngineError when a single part or an FP32 engine fails: then the export itself is wrong.
     """
+    # Each side has anchors of its own: text.onnx may not vouch for itself.
+    known = torch_anchors(model)
+    kept = check_parts(draft, Bench.of(model, sets, known), progress)
+    runner = TorchRunner(model, known[None])
     anchors = TextEncoder.open(draft.bundle()).anchors("object")[None]
-    runner = TorchRunner(model, anchors)
-    kept = [e for e in draft.engines if e.kind != "detector"]
     for mode in MODES:
-        kept += _gate_mode(draft, mode, runner, sets, progress)
+        kept += _gate_mode(draft, mode, (runner, anchors), sets, progress)
     draft.engines = kept
     draft.drop_unused()
     draft.gate = {"sets": [s.name for s in sets], "frames": sum(len(s.frames) for s in sets)}

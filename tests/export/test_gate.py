@@ -14,10 +14,9 @@ from engines.detector import Answer, Memory  # noqa: E402
 from export import compose  # noqa: E402
 from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
-from export.gate import TOLERANCES, Outcome, auc, compare, inspect  # noqa: E402
+from export.gate import TOLERANCES, Outcome, auc, compare, inspect, shown  # noqa: E402
 from export.gate_distance import distance_error  # noqa: E402
 from export.gate_frames import GateFrame, GateSet, drawn_sets, to_tile  # noqa: E402
-from export.gate_run import shown  # noqa: E402
 from export.graph import Graph, WeightStore  # noqa: E402
 from export.model import SpgddGpt, preset  # noqa: E402
 from export.model.weights import load_weights, save_weights  # noqa: E402
