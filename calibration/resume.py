@@ -60,7 +60,7 @@ def take_up(path: Path, of: Identity) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    remedy = f"name another --out, or remove {path.parent} to begin anew"
+    remedy = "name another --out, or remove that file to begin anew"
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
