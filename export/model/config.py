@@ -52,7 +52,10 @@ class TextConfig:
     vocab: int = 49408
     rank: int | None = None
     learned_contexts: int = 0
-    """Learned context vectors per state (PromptAD form); 0 = the written templates are used."""
+    """Learned context vectors per state (PromptAD form); 0 = the written templates are used.
+
+    Trained by no stage (see the package): `engines.text` writes words, never ids above `vocab`.
+    """
 
 
 @dataclass(frozen=True)
