@@ -28,6 +28,7 @@ class _Commands(LazyGroup):
         "ui": Lazy("station.ui.cli", "app", "The operator page, a program of its own."),
         "gateway": Lazy("station.gateways.cli", "app", "Modbus and OPC UA for the PLC."),
         "sim-plc": Lazy("station.simplc", "app", "A scripted PLC that scores the station."),
+        "ctl": Lazy("station.ctl_cli", "app", "Changeover, mode, reset of a running station."),
         "keys": Lazy("station.keys_cli", "app", "Keys of the bus: new, list, revoke."),
         "ledger": Lazy("station.ledger_export", "ledger_app", "Export the journal."),
         "record": Lazy("station.record_cli", "app", "Record a source as MCAP."),

@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from station.cli import app
 from station.gateways.acceptance import STALE_MS, accept
 from station.gateways.bridge import BEAT_S, GRACE_S
 from station.gateways.opcua_model import EVENT_FIELDS, NAMESPACE, Evaluation
@@ -27,7 +30,9 @@ from station.gateways.registers import (
     Word,
     encode,
 )
-from station.schema_ctl import MAX_PAGE, Kind
+from station.keys import Role
+from station.schema_ctl import MAX_PAGE, Kind, ModeCommand, RecipeCommand
+from station.security import ALLOWED
 from tests.station.gatekit import ROOT, ScriptedStation, free_port, truth
 from tests.station.modbuskit import gateway
 
@@ -87,6 +92,20 @@ def test_the_answers_of_isp_exist():
     table = TEXT.split("| command | fields | answers |")[1].split("\n\n")[0]
     named = set(re.findall(r"`([a-z_]+)`", table))
     assert named <= {str(kind) for kind in Kind} and len(named) > 8
+
+
+def test_the_roles_and_the_orders_of_an_admin_are_the_codes():
+    table = TEXT.split("| role | may |")[1].split("\n\n")[0]
+    found = {r: set(c.split(", ")) for r, c in re.findall(r"^\| (\w+) \| (.*) \|", table, re.M)}
+    assert found == {str(role): set(ALLOWED[role]) for role in Role}
+    for words in re.findall(r"`station (ctl [a-z ]+[a-z])", TEXT):
+        done = CliRunner().invoke(app, [*words.split()[: 3 if "recipe" in words else 2], "--help"])
+        assert done.exit_code == 0, words
+    section = TEXT.split("### 3.1 ")[1].split("\n## ")[0]
+    assert {"RECIPE", "MODE", "RESET"} <= set(re.findall(r"^\| ([A-Z]+) \|", section, re.M))
+    for field, model in (("action", RecipeCommand), ("mode", ModeCommand)):
+        for value in get_args(model.model_fields[field].annotation):
+            assert f"`{value}`" in section, value
 
 
 words16 = st.integers(0, 0xFFFF)
