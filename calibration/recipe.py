@@ -30,6 +30,7 @@ from engines.errors import RecipeError
 from engines.preprocess import Box, tile_boxes
 
 Mode = Literal["position", "nearest", "bank"]
+MAX_WORDS = 200  # characters of a noun or phrase: the text encoder reads 77 tokens
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -43,7 +44,7 @@ class EngineIdentity(Protocol):
 class Recipe(BaseModel):
     """recipe.toml. Pixels are of the original frame; `deadline_ms` counts from capture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     name: str
@@ -56,7 +57,7 @@ class Recipe(BaseModel):
     coreset: int = Field(default=0, ge=0)
     """In `bank`: keep the tokens of this many references' worth, chosen to cover all (0: all)."""
     learning: bool = True
-    deadline_ms: int = Field(default=200, ge=1)
+    deadline_ms: int = Field(default=200, ge=1, le=600_000)
     mm_per_px: float | None = Field(default=None, gt=0)
     bundle_sha: str = ""
     engine_sha: str = ""
@@ -70,6 +71,26 @@ class Recipe(BaseModel):
         if not NAME.fullmatch(value):
             raise ValueError("a recipe name is letters, digits, dot, dash, underscore (64 at most)")
         return value
+
+    @field_validator("noun")
+    @classmethod
+    def _noun_is_a_word(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable() or len(value) > MAX_WORDS:
+            raise ValueError(f"say what the part is called, in up to {MAX_WORDS} characters")
+        return value
+
+    @field_validator("phrases")
+    @classmethod
+    def _phrases_are_words(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            words = value.replace("{}", "")
+            if not words.strip() or {*"{}"} & {*words} or not words.isprintable():
+                raise ValueError(
+                    "a phrase names a defect, with {} where the part's name goes: '{} with rust'"
+                )
+            if len(value) > MAX_WORDS:
+                raise ValueError(f"a phrase has up to {MAX_WORDS} characters")
+        return values
 
     @field_validator("tiles")
     @classmethod
@@ -203,6 +224,11 @@ def load_recipe(root: Path, name: str) -> LoadedRecipe:
             f"make it with `station enroll --recipe {name} --normals FOLDER`"
         )
     recipe = read_toml(path / "recipe.toml")
+    if recipe.name != name:  # every verdict would carry the name of another recipe
+        raise RecipeError(
+            f"{path / 'recipe.toml'}: its name is '{recipe.name}', its folder's '{name}': a recipe "
+            "is not copied by hand; make the two the same, or enrol it"
+        )
     calibration = read_calibration(path / "calibration.json")
     check_region(recipe, calibration, path)
     _check_threshold(calibration, path / "calibration.json")
@@ -253,7 +279,8 @@ def read_toml(path: Path) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{path}: '{key}': {first['msg']}: correct it or enrol again") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{path}: '{key}': {said}: correct it or enrol again") from error
 
 
 def write_toml(recipe: Recipe, path: Path) -> None:

@@ -43,6 +43,7 @@ class _Commands(LazyGroup):
     }
 
 
+MIN_SPEED, MAX_SPEED = 0.001, 1e6  # of a replay: slower it stands still, faster it does not wait
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
@@ -114,6 +115,10 @@ def replay(
     from station.replay import replay as replay_daemon
     from station.settings import load_settings
 
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: say a score, between 0 and 1")
+    if speed and not MIN_SPEED <= speed <= MAX_SPEED:
+        raise UsageError(f"--speed {speed:g}: say 0, or {MIN_SPEED:g} to {MAX_SPEED:g}")
     given = overrides(recipe__name=recipe, engine__bundle=bundle)
     settings = load_settings(config, given)
     code = replay_daemon(
@@ -133,8 +138,8 @@ def enroll(
     recipe: Annotated[str, typer.Option(help="Name of the recipe to make.")],
     normals: Annotated[str | None, typer.Option(help="Folder or video of good parts.")] = None,
     camera: Camera = None,
-    count: Annotated[int, typer.Option(help="Frames to take from a camera.")] = 40,
-    shots: Annotated[int | None, typer.Option(help="References to remember.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Frames to take from a camera.")] = 40,
+    shots: Annotated[int | None, typer.Option(min=1, help="References to remember.")] = None,
     alpha: Annotated[float, typer.Option(help="False-reject rate to promise.")] = 0.05,
     defects: Annotated[Path | None, typer.Option(help="Folder of bad parts, to choose by.")] = None,
     noun: Annotated[str, typer.Option(help="What the part is called.")] = "object",

@@ -18,6 +18,7 @@ from station.settings import Settings, SourceSettings
 from station.sources.base import EndOfSource, Source, open_source
 from station.sources.decode import decoded
 
+MIN_REGION = 16
 _CAMERA_WAIT_S = 10.0
 _CAMERA_GAP_S = 0.25  # frames right after one another hardly differ: they would teach nothing
 Named = tuple[str, NDArray[np.uint8]]
@@ -127,25 +128,38 @@ def frames(source: Source, count: int | None) -> Iterator[Named]:
 def _args(wanted: Wanted, settings: Settings) -> Any:
     from pydantic import ValidationError
 
-    from calibration.enroll import RecipeArgs
+    from calibration.enroll import DEFAULT_MODE, RecipeArgs
+    from calibration.recipe import Recipe
 
+    if not 0 < wanted.alpha < 1:
+        raise UsageError(f"--alpha {wanted.alpha:g}: say a share between 0 and 1, such as 0.05")
+    values: dict[str, Any] = {
+        "name": wanted.name,
+        "noun": wanted.noun,
+        "phrases": wanted.phrases,
+        "region": _region(wanted.region),
+        "tiles": _tiles(wanted.tiles),
+        "overlap": wanted.overlap,
+        "deadline_ms": wanted.deadline_ms,
+        "mm_per_px": wanted.mm_per_px,
+        "camera": dict(settings.source.controls),
+    }
     try:
-        return RecipeArgs(
-            name=wanted.name,
-            noun=wanted.noun,
-            phrases=wanted.phrases,
-            region=_region(wanted.region),
-            tiles=_tiles(wanted.tiles),
-            overlap=wanted.overlap,
-            mode=wanted.mode,  # type: ignore[arg-type]
-            deadline_ms=wanted.deadline_ms,
-            mm_per_px=wanted.mm_per_px,
-            camera=dict(settings.source.controls),
-        )
+        args = RecipeArgs(**values, mode=wanted.mode)  # type: ignore[arg-type]
+        Recipe(**values, mode=DEFAULT_MODE)  # its bounds: before the first picture is read
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"--{key.replace('_', '-')} {first['input']!r}: {first['msg']}") from None
+        raise UsageError(_wrong_option(error.errors()[0])) from None
+    return args
+
+
+def _wrong_option(first: Any) -> str:
+    """pydantic's first complaint in the words of the command line."""
+    field = str(first["loc"][0])
+    option = {"name": "recipe", "phrases": "phrase"}.get(field, field).replace("_", "-")
+    given, said = first["input"], first["msg"].removeprefix("Value error, ")
+    if isinstance(given, tuple):
+        given = (", " if field == "phrases" else "x").join(map(str, given))
+    return f"--{option} {given!r}: {said}"
 
 
 def _region(text: str | None) -> Any:
@@ -156,7 +170,12 @@ def _region(text: str | None) -> Any:
     found = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UsageError(f"--region {text!r}: write x,y,w,h in pixels of the frame")
-    return Box(*(int(v) for v in found.groups()))
+    box = Box(*(int(v) for v in found.groups()))
+    if min(box.w, box.h) < MIN_REGION:
+        raise UsageError(
+            f"--region {text!r}: w and h are at least {MIN_REGION} pixels: nothing is seen in less"
+        )
+    return box
 
 
 def _tiles(text: str) -> tuple[int, int]:

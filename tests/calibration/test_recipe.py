@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 
@@ -57,6 +58,36 @@ def test_a_misspelt_key_is_named(tmp_path):
     file.write_text(file.read_text().replace("deadline_ms", "dedline_ms"))
     with pytest.raises(RecipeError, match="dedline_ms"):
         load_recipe(tmp_path, "lid")
+
+
+def test_a_copied_folder_does_not_pass_for_another_recipe(tmp_path):
+    shutil.copytree(enrolled(tmp_path) / "lid", tmp_path / "cap")
+    with pytest.raises(RecipeError, match="its name is 'lid', its folder's 'cap'"):
+        load_recipe(tmp_path, "cap")
+    assert load_recipe(tmp_path, "lid").recipe.name == "lid"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"noun": " "},
+        {"noun": "a\nb"},
+        {"noun": "x" * 201},
+        {"phrases": ("{",)},
+        {"phrases": ("{}",)},
+        {"phrases": ("rust", "")},
+        {"deadline_ms": 99_999_999_999},
+        {"mm_per_px": float("inf")},
+        {"overlap": float("nan")},
+    ],
+)
+def test_what_makes_no_sense_is_no_recipe(tmp_path, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Recipe(name="lid", **wrong)
+    write_toml(Recipe(name="lid").model_copy(update=wrong), tmp_path / "recipe.toml")
+    with pytest.raises(RecipeError) as told:
+        read_toml(tmp_path / "recipe.toml")
+    assert "Value error" not in str(told.value) and "\n" not in str(told.value)
 
 
 def test_a_flipped_byte_in_the_memory_is_found(tmp_path):

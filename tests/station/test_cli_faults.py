@@ -69,6 +69,51 @@ def test_an_empty_argument_is_refused_and_never_means_the_working_directory(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--noun", "\t"),
+        ("--phrase", "{"),
+        ("--phrase", "{}"),
+        ("--phrase", "x" * 999),
+        ("--deadline-ms", "99999999999"),
+        ("--deadline-ms", "0"),
+        ("--region", "0,0,1,1"),
+        ("--region", "1,2"),
+        ("--tiles", "0x1"),
+        ("--tiles", "99x99"),
+        ("--overlap", "nan"),
+        ("--overlap", "-1"),
+        ("--mm-per-px", "inf"),
+        ("--mode", "best"),
+        ("--alpha", "nan"),
+        ("--alpha", "1"),
+        ("--shots", "0"),
+        ("--count", "-3"),
+        ("--recipe", "../x"),
+    ],
+)
+def test_an_option_of_enroll_that_makes_no_sense_is_refused_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, given
+):
+    monkeypatch.chdir(tmp_path)
+    words = {"--recipe": "x", "--normals": "nowhere"} | dict([given])
+    code, err = said(capsys, "enroll", *(word for pair in words.items() for word in pair))
+    assert code == 2, err
+    assert given[0] in err and "Value error" not in err and "nowhere" not in err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--threshold", v) for v in ("nan", "inf", "-5", "2")]
+    + [("--speed", v) for v in ("nan", "inf", "-1", "1e-300")],
+)
+def test_an_option_of_replay_that_makes_no_sense_is_refused(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    code, err = said(capsys, "replay", "nowhere", *given)
+    assert code == 2 and given[0] in err and "nowhere" not in err
+
+
 @pytest.mark.parametrize("spec", ["", " \t"])
 def test_an_empty_source_of_the_settings_is_refused_too(tmp_path, monkeypatch, capsys, spec):
     monkeypatch.chdir(tmp_path)
