@@ -74,6 +74,8 @@ def main(
 
     if camera is not None and source is not None:
         raise UsageError("give either --camera or --source, not both")
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise UsageError(f"--seconds {seconds:g}: say more than 0")
     settings = load_settings(config)
     spec = camera or source or settings.source.spec
     identity = {"line": settings.station.line, "station": settings.station.name, "source": spec}

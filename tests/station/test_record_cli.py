@@ -56,6 +56,14 @@ def test_a_failing_disk_names_what_is_left(tmp_path, monkeypatch):
         record(source(folder(tmp_path)), tmp_path / "a.mcap", None, {})
 
 
+@pytest.mark.parametrize("seconds", ["-5", "0", "nan", "inf"])
+def test_a_time_that_makes_no_sense_is_refused_and_nothing_is_made(tmp_path, seconds):
+    words = ["--out", str(tmp_path / "b.mcap"), "--source", str(folder(tmp_path))]
+    with pytest.raises(UsageError, match="--seconds"):
+        CliRunner().invoke(app, [*words, "--seconds", seconds], catch_exceptions=False)
+    assert not list(tmp_path.glob("*.mcap*"))
+
+
 def test_the_command_records_and_says_how_much(tmp_path):
     arguments = ["--out", str(tmp_path / "b.mcap"), "--source", str(folder(tmp_path))]
     done = CliRunner().invoke(app, arguments)
