@@ -19,7 +19,7 @@ import zmq
 from station.gateways.handshake import Health
 from station.gateways.link_io import Beat, Sockets, StationAddress, read_answer, read_status, send
 from station.keys import load_identity
-from station.schema import Result
+from station.schema import STORED, Result
 from station.schema_ctl import Kind, Reply
 
 HB_MISSED = 3  # LINE.md: three missed heartbeats = NOT READY
@@ -32,6 +32,9 @@ POLL_MS = 20  # the gateway's own tick; a trigger wakes the poller at once
 # done again), because its verdict is lost with the connection if that breaks and is made anew.
 # One it has not accepted is never repeated: it would be inspected late, as its neighbour.
 REPEAT_EVERY_S = 0.2
+# A gateway acts on the present alone: it acknowledges whatever is stored, or nobody does and the
+# station may never delete an old row.
+ACK_EVERY_S = 60.0
 FORGET_S = 2.0  # after its deadline nobody waits for a part any more (bridge.GRACE_S is shorter)
 REFUSALS = frozenset(
     {Kind.BUSY, Kind.NOT_READY, Kind.DUPLICATE, Kind.DENIED, Kind.ERROR, Kind.LIMITED}
@@ -109,6 +112,7 @@ class StationLink:
         self._hello_at = -HELLO_EVERY_S
         self._hello_rid = ""
         self._ping_at = 0.0
+        self._ack_at = -ACK_EVERY_S
         self._beat = Beat()
         self._open: dict[str, _Asked] = {}  # by rid, of this session
         self._health = Health()
@@ -166,6 +170,8 @@ class StationLink:
         elif self._session is not None and now - self._ping_at >= PING_EVERY_S:
             self._ping_at = now
             send(sockets.ctl, cmd="PING", rid=f"p{next(self._rid)}", session=self._session)
+        if self._session is not None and now - self._ack_at >= ACK_EVERY_S:
+            self._acknowledge(sockets, now)
         self._send_orders(sockets)
         self._repeat(sockets, now)
         self._tell_health(now)
@@ -175,6 +181,17 @@ class StationLink:
         self._hello_at = now
         self._hello_rid = f"h{next(self._rid)}"
         send(sockets.ctl, cmd="HELLO", rid=self._hello_rid, client=self.address.client)
+
+    def _acknowledge(self, sockets: Sockets, now: float) -> None:
+        """Move this gateway's cursors to the newest rows that a status of this session told."""
+        status = self._beat.status
+        if status is None:
+            return
+        self._ack_at = now
+        for stream in STORED:
+            if seq := status.last_seq.get(stream):
+                ids = {"rid": f"a{next(self._rid)}", "session": self._session}
+                send(sockets.ctl, cmd="ACK", **ids, stream=str(stream), upto_seq=seq)
 
     def _send_orders(self, sockets: Sockets) -> None:
         while True:

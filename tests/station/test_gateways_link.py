@@ -113,3 +113,18 @@ def test_a_trigger_that_was_not_accepted_is_never_sent_again(line):
     wait_for(lambda: listener.health.ready)
     wait_for(lambda: not link._open, 30)
     assert listener.results == [] and station.ledger.last_seq("result") == 1
+
+
+def test_a_gateway_acknowledges_what_is_stored_so_that_old_rows_may_go(line, monkeypatch):
+    station, _wire, listener, link = line
+    monkeypatch.setattr("station.gateways.link.ACK_EVERY_S", 0.05)
+    link.trigger(hex64(7), "7", 5000)
+    wait_for(lambda: listener.results)
+    seq = listener.results[0].seq
+
+    def acknowledged():
+        cursors = station.ledger.cursors.values()
+        return any(held.get("result", 0) >= seq for held in cursors)
+
+    wait_for(acknowledged)
+    assert station.ledger.retain(2**52).result(10) >= seq
