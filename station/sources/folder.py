@@ -13,9 +13,14 @@ from engines.errors import SourceError
 from station.settings import SourceSettings
 from station.sources.base import EndOfSource, Frame
 from station.sources.decode import digest
+from station.sources.watched import PERIOD_S, SETTLE_S, Key, WatchedFolder, key_of
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-_SETTLE_S = 0.2  # a watched file whose size still changes is being written
+
+
+def is_picture(name: str) -> bool:
+    """By its file name; hidden files are none."""
+    return Path(name).suffix.lower() in PICTURES and not name.startswith(".")
 
 
 def pictures(path: Path) -> list[Path]:
@@ -25,11 +30,7 @@ def pictures(path: Path) -> list[Path]:
     to the list; lists keep their own order.
     """
     if path.is_dir():
-        return sorted(
-            p
-            for p in path.rglob("*")
-            if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()
-        )
+        return sorted(p for p in path.rglob("*") if is_picture(p.name) and p.is_file())
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         names = [json.loads(s)["image"] for s in lines] if path.suffix == ".jsonl" else lines
@@ -50,22 +51,24 @@ class FolderSource:
         self._pace_ns = int(1e9 / settings.fps) if settings.fps else 0
         self._next_ns = 0
         self._index = 0
-        self._seen: set[Path] = set()
+        self._watched: WatchedFolder | WatchedList | None = None
         self._files: Iterator[Path] = iter(())
 
     def open(self) -> None:
-        """List the folder. Raises SourceError when it is missing or has no pictures."""
+        """List the folder. Raises SourceError when it is missing or has no pictures (a watched one
+        may be empty)."""
         if not self.path.exists():
             raise SourceError(f"source {self.path}: no such folder; check the path")
+        if self.settings.watch:
+            made = WatchedFolder(self.path, is_picture) if self.path.is_dir() else None
+            self._watched = made or WatchedList(self.path)
+            self._files = iter(self._watched.present())
+            return
         files = pictures(self.path)
-        if not files and not self.settings.watch:
+        if not files:
             raise SourceError(
                 f"source {self.path}: no pictures in it ({', '.join(sorted(PICTURES))})"
             )
-        self._begin(files)
-
-    def _begin(self, files: list[Path]) -> None:
-        self._seen.update(files)
         self._files = iter(files)
 
     def read(self, timeout_s: float) -> Frame | None:
@@ -95,15 +98,14 @@ class FolderSource:
         return True
 
     def _more(self, timeout_s: float) -> Path | None:
-        if self.settings.watch:
-            new = [p for p in pictures(self.path) if p not in self._seen]
-            if not new:
-                time.sleep(min(timeout_s, 0.1))
-                return None
-            _settle(new)
-            self._begin(new)
-        elif self.settings.loop:
-            self._begin(pictures(self.path))
+        if self._watched is not None:
+            end = time.monotonic() + timeout_s
+            while not (new := self._watched.look()) and (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, PERIOD_S))
+            self._files = iter(new)
+            return next(self._files, None)
+        if self.settings.loop:
+            self._files = iter(pictures(self.path))
         else:
             raise EndOfSource
         return next(self._files, None)
@@ -136,12 +138,30 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else "_" for c in name)
 
 
-def _settle(files: list[Path]) -> None:
-    """Wait until the newest files stop growing (a copy in progress is not a broken picture)."""
-    sizes = [p.stat().st_size if p.exists() else 0 for p in files]
-    while True:
-        time.sleep(_SETTLE_S)
-        now = [p.stat().st_size if p.exists() else 0 for p in files]
-        if now == sizes:
-            return
-        sizes = now
+class WatchedList:
+    """The files of a list that were added to it, or changed, and are no longer being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before: dict[Path, Key | None] = {}  # at the last look
+        self._given: dict[Path, Key | None] = {}
+        self._next_look = 0.0
+
+    def present(self) -> list[Path]:
+        """All of them, as they are now. SourceError: the list cannot be read."""
+        self._given = self._before = {path: key_of(path) for path in pictures(self._path)}
+        return list(self._given)
+
+    def look(self) -> list[Path]:
+        """In the order of the list. SourceError: it cannot be read."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + SETTLE_S
+        keys = {path: key_of(path) for path in pictures(self._path)}
+        still = [p for p, key in keys.items() if p in self._before and self._before[p] == key]
+        new = [p for p in still if p not in self._given or self._given[p] != keys[p]]
+        self._before = keys
+        self._given = {p: k for p, k in self._given.items() if p in keys} | {
+            p: keys[p] for p in new
+        }
+        return new
