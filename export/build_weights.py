@@ -92,7 +92,9 @@ def _check_parts(request: WeightsRequest) -> None:
     if request.parts is not None:
         if not request.parts.is_file():
             raise EngineError(f"no file of trained parts at {request.parts}")
-        read_config(request.parts)
+        name = read_config(request.parts).name
+        if name != request.preset:
+            raise EngineError(f"{request.parts} holds parts of preset {name}: give --preset {name}")
 
 
 def prepare_weights(request: WeightsRequest, out: Path) -> tuple[str, str]:

@@ -89,6 +89,11 @@ def test_a_mistake_is_one_sentence_and_touches_nothing(old, capsys, code, more, 
     assert [p.name for p in old.parent.iterdir()] == ["bundle"]
 
 
+def test_parts_of_another_preset_are_refused_before_a_checkpoint_is_looked_for(old, capsys):
+    out = ("--out", old, "--preset", "paper", "--checkpoint", "hf://no/such/file")
+    assert "parts of preset nano" in refused(capsys, 5, *out, "--parts", WEIGHTS)
+
+
 @pytest.mark.parametrize("option", ["--weights", "--parts"])
 @pytest.mark.parametrize(
     ("name", "sentence"),

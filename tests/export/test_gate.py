@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from scipy.stats import mannwhitneyu
 torch = pytest.importorskip("torch", reason="the reference model needs torch")
 
 from engines.detector import Answer, Memory  # noqa: E402
-from export import compose  # noqa: E402
+from engines.errors import EngineError  # noqa: E402
+from export import compose, reference  # noqa: E402
 from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
 from export.gate import TOLERANCES, Outcome, auc, compare, inspect, shown  # noqa: E402
@@ -236,3 +238,16 @@ def test_drawn_frames_are_the_same_every_time_and_hold_both_kinds():
     frames = [f for s in drawn_sets() for f in s.frames]
     assert len(frames) >= 32
     assert 0 < sum(f.normal for f in frames) < len(frames)
+
+
+def test_reference_answers_that_are_no_numbers_are_not_written():
+    """The boot self-test would have compared with NaN; max() made them a tolerance of .01."""
+    whole, broken = outcome().answers[:2]
+    broken = replace(broken, cls=np.full_like(broken.cls, np.nan))
+    entry = SimpleNamespace(file="detector.bank.onnx")
+    with pytest.raises(EngineError, match=r"detector\.bank\.onnx/few/cls .* not finite"):
+        reference._stored(entry, (whole, broken))
+    for twin in ((whole, broken), (broken, whole)):
+        with pytest.raises(EngineError, match="not finite"):
+            reference._gpu_atol((whole, whole), twin)
+    assert reference._gpu_atol((whole, whole), (whole, whole)) == reference.GPU_LEAST
