@@ -100,6 +100,69 @@ def test_mistakes_are_one_sentence(tmp_path):
         invoke("export", tmp_path / "x.csv", "--ledger", tmp_path / "l.db")
 
 
+def test_without_options_it_is_the_ledger_of_the_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(tmp_path / "own.db", line="l", station="s")
+    fill(ledger, 2)
+    ledger.close()
+    (tmp_path / "other.toml").write_text("[ledger]\npath = 'own.db'\n")
+    assert "2 rows" in invoke("export", "a.csv", "--config", "other.toml").output
+    assert "0 cursors" in invoke("forget", "plc", "--config", "other.toml").output
+    monkeypatch.setenv("STATION_LEDGER__PATH", "own.db")
+    assert "2 rows" in invoke("export", "b.CSV").output
+
+
+def test_a_running_station_is_asked_where_the_settings_say(tmp_path, monkeypatch):
+    station = FastStation(tmp_path)
+    fill(station.ledger, 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STATION_BUS__CTL_PORT", station.bus.ctl_address.rpartition(":")[2])
+    monkeypatch.setenv("STATION_LEDGER__PATH", "st1.db")
+    try:
+        assert "2 rows" in invoke("export", "a.csv").output
+    finally:
+        station.stop()
+
+
+@pytest.mark.parametrize("name", ["x.xlsx", "x", "x.csv.gz", "photo.jpg"])
+def test_a_table_of_an_unknown_kind_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=r"ends in \.csv or \.parquet"):
+        invoke("export", tmp_path / name, "--ledger", tmp_path / "l.db")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff photo", b"SQLite format 3\0" + bytes(200)])
+def test_a_file_that_is_no_ledger_stays_as_it_is_with_nothing_beside_it(tmp_path, content):
+    (tmp_path / "img.jpg").write_bytes(content)
+    for words in (("export", tmp_path / "x.csv"), ("forget", "plc")):
+        with pytest.raises(LedgerError, match=r"img\.jpg is not a ledger"):
+            invoke(*words, "--ledger", tmp_path / "img.jpg")
+    assert [p.name for p in tmp_path.iterdir()] == ["img.jpg"]
+    assert (tmp_path / "img.jpg").read_bytes() == content
+
+
+def test_an_export_that_fails_leaves_the_table_of_before(tmp_path):
+    (tmp_path / "x.csv").write_text("last week")
+    ledger = Ledger(tmp_path / "l.db", line="l", station="s")
+    words = ("--ledger", tmp_path / "l.db", "--ctl", "tcp://127.0.0.1:9")
+    with pytest.raises(LedgerError, match="--ctl"):
+        invoke("export", tmp_path / "x.csv", *words)
+    ledger.close()
+    assert (tmp_path / "x.csv").read_text() == "last week"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(tmp_path):
+    Ledger(tmp_path / "l.db", line="l", station="s").close()
+    for name in ("missing/x.csv", "folder.csv"):
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match="directory") as caught:
+            invoke("export", tmp_path / name, "--ledger", tmp_path / "l.db")
+        assert caught.value.filename == str(tmp_path / name)
+        assert not list(tmp_path.glob(".*"))
+
+
 def test_a_consumer_that_left_is_forgotten(tmp_path):
     ledger = Ledger(tmp_path / "l.db", line="l", station="s")
     fill(ledger, 3)
