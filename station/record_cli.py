@@ -9,6 +9,7 @@ import typer
 
 from engines.errors import LedgerError, UsageError
 from station.record_mcap import McapFile
+from station.record_recover import recover_file
 from station.record_stream import SyncedStream
 from station.sources.base import EndOfSource, Source
 
@@ -33,6 +34,7 @@ def record(
 
     Raises UsageError (`out` exists), SourceError, LedgerError (the disk failed).
     """
+    _make_whole(out)
     if out.exists():
         raise UsageError(f"{out}: exists already; name another file")
     source.open()
@@ -58,6 +60,24 @@ def record(
     finally:
         source.close()
     return RecordReport(out, frames, faults, out.stat().st_size)
+
+
+def _make_whole(out: Path) -> None:
+    """A recording of this name that was killed becomes a file of its own, never overwritten.
+
+    Raises UsageError when there was one with anything in it, or one that is still being written.
+    """
+    part = out.with_name(out.name + ".part")
+    if not part.exists():
+        return
+    if out.exists():
+        raise UsageError(f"{out} and {part.name} exist already; name another file")
+    try:
+        found = recover_file(part)
+    except OSError as error:
+        raise UsageError(f"{part}: {error.strerror or error}; name another file") from None
+    if found.path or found.damaged:
+        raise UsageError(f"a recording that was killed lay there ({found}); name another file")
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from mcap.writer import Writer
 
 from station.record_read import Item, Loss, RecordingReader, open_reader
-from station.record_stream import sync_folder
+from station.record_stream import lock, sync_folder
 
 _ENCODINGS = {"protobuf": "protobuf", "json": "jsonschema"}
 _CHUNK_MARK = b"\x04\0\0\0zstd"  # in the head of every chunk: a torn end holds one at most
@@ -53,7 +53,13 @@ def recover(folder: Path, failed: Callable[[Path, str], None]) -> list[Recovered
 
 def recover_file(part: Path) -> Recovered:
     """Copy what is readable into `part` without its suffix, then delete it (or set it aside when
-    more is in it). OSError: the disk; `part` is then untouched."""
+    more is in it). OSError: the disk, or it is still being written; `part` is then untouched."""
+    with part.open("rb") as held:
+        lock(held)
+        return _recover(part)
+
+
+def _recover(part: Path) -> Recovered:
     target = part.with_suffix("")
     scratch = target.with_name(target.name + ".recovering")
     reader = open_reader(part)

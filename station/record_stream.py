@@ -5,10 +5,12 @@ at most one second or 64 MiB is lost (LINE.md, "Recording and replay").
 """
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 SYNC_BYTES = 64 << 20
 SYNC_SECONDS = 1.0
@@ -17,15 +19,17 @@ SYNC_SECONDS = 1.0
 class SyncedStream:
     """A write-only binary stream with `tell`, as `mcap.writer.Writer` wants it.
 
-    `path` is the final name; the file lives at `path` + ".part" until `finish`. OSError passes
-    through: the owner decides what a full disk means.
+    `path` is the final name; the file lives at `path` + ".part" until `finish`, locked as long as
+    it is written. OSError passes through (FileExistsError: a `.part` of a recording that was
+    killed is never overwritten): the owner decides what a full disk means.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self.part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.part.open("wb")
+        self._file = self.part.open("xb")
+        lock(self._file)
         self._clock = clock
         self._written = 0
         self._synced = 0
@@ -87,6 +91,16 @@ class SyncedStream:
         # The disk that failed the write also fails the flush inside close.
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def lock(file: IO[bytes]) -> None:
+    """Until it is closed, however its process ends. BlockingIOError: another program holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(error.errno, "another program is writing it") from None
+    except OSError:  # a file system without locks: nobody knows then, as before
+        return
 
 
 def sync_folder(folder: Path) -> None:

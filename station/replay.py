@@ -14,6 +14,7 @@ from station.cli_run import run
 from station.options import Options
 from station.record_reader import McapSource
 from station.settings import Settings
+from station.sources.choose import is_recording
 from station.verify import Verifier
 
 
@@ -59,7 +60,7 @@ def replay(
 
 
 def _recorded(path: Path) -> bool:
-    return path.suffix.lower() == ".mcap" or (path.is_dir() and any(path.glob("*.mcap")))
+    return is_recording(path) or (path.is_dir() and any(path.glob("*.mcap")))
 
 
 def _with_recipe(settings: Settings, path: Path) -> Settings:

@@ -1,5 +1,6 @@
 """What a source's name means: one place, used by `run`, `replay`, `enroll` and `doctor`."""
 
+import re
 from pathlib import Path
 
 from engines.errors import SourceError
@@ -7,6 +8,8 @@ from station.settings import SourceSettings
 from station.sources.base import Source
 
 VIDEO = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mjpg", ".mpg", ".ts"}
+# Whole, as it is written, and as recovery sets aside what it cannot read: all open alike.
+_RECORDING = re.compile(r"\.mcap(\.part|(\.\d+)?\.damaged)?", re.IGNORECASE)
 STREAM = {"http", "https", "rtsp", "rtsps"}
 
 
@@ -30,12 +33,17 @@ def choose(spec: str, settings: SourceSettings) -> Source:
     return _from_path(path, settings)
 
 
+def is_recording(path: Path) -> bool:
+    """By its name: a recording, whole or cut."""
+    return _RECORDING.fullmatch(path.name[path.name.lower().rfind(".mcap") :]) is not None
+
+
 def _from_path(path: Path, settings: SourceSettings) -> Source:
     if path.is_dir() or path.suffix.lower() in {".txt", ".jsonl"}:
         from station.sources.folder import FolderSource
 
         return FolderSource(path, settings)
-    if path.suffix.lower() == ".mcap":
+    if is_recording(path):
         from station.record_reader import McapSource  # type: ignore[import-not-found]
 
         source: Source = McapSource(path)

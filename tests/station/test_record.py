@@ -198,6 +198,10 @@ def test_a_part_file_is_made_whole_at_the_next_start(tmp_path):
         killed.part(uikit.record(n, "NG"))
     killed.tick()
     (part,) = files(tmp_path, "*.part")
+    events = uikit.Events()
+    recorder(tmp_path, events).close()
+    assert part.exists() and "another program is writing it" in events.told[0][2]
+    killed._classes["all"]._file.stream.abandon()  # as kill -9 lets go of it
     with part.open("ab") as stream:
         stream.write(b"\x06\xff\x00")  # a torn record
     events = uikit.Events()

@@ -1,5 +1,7 @@
 """`station record`: frames without verdicts, and that they can be replayed."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ from typer.testing import CliRunner
 
 from engines.errors import LedgerError, UsageError
 from station.record_cli import app, record
+from station.record_mcap import McapFile
 from station.record_reader import McapSource
+from station.record_stream import SyncedStream
 from station.settings import SourceSettings
-from station.sources.base import EndOfSource
+from station.sources.base import EndOfSource, open_source
+from station.sources.choose import is_recording
 from station.sources.decode import decoded
 from station.sources.folder import FolderSource
 
@@ -45,6 +50,51 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
     (tmp_path / "a.mcap").touch()
     with pytest.raises(UsageError, match="exists already"):
         record(source(folder(tmp_path)), tmp_path / "a.mcap", None, {})
+
+
+def cut_off(path, frames=3):
+    """What `station record` leaves when it is killed."""
+    stream = SyncedStream(path)
+    file = McapFile(stream, {})
+    for n in range(frames):
+        file.image(uikit.frame(n, jpeg=True), seq=n + 1)
+        file.sync()
+    return stream
+
+
+def test_a_recording_that_was_killed_opens_as_it_is(tmp_path):
+    stream = cut_off(tmp_path / "a.mcap")
+    stream.abandon()
+    replayed = open_source(str(stream.part))
+    replayed.open()
+    assert [replayed.read(1.0).raw is not None for _ in range(3)] == [True] * 3
+    with pytest.raises(EndOfSource):
+        replayed.read(1.0)
+    assert "without its index" in str(replayed.loss)
+
+
+def test_what_is_a_recording_by_its_name():
+    yes = ("a.mcap", "A.MCAP", "a.mcap.part", "a.mcap.damaged", "a.mcap.2.damaged")
+    no = ("a.mcap.txt", "mcap", "a.part", "a.damaged", "a.mcap.recovering", "a.mcapx")
+    assert [name for name in (*yes, *no) if is_recording(Path(name))] == list(yes)
+
+
+def test_the_same_command_again_makes_a_killed_recording_whole_and_does_not_overwrite_it(tmp_path):
+    out, parts = tmp_path / "a.mcap", folder(tmp_path)
+    stream = cut_off(out)
+    with pytest.raises(UsageError, match="another program is writing it; name another"):
+        record(source(parts), out, None, {})
+    stream.abandon()
+    with pytest.raises(UsageError, match=r"was killed lay there .*3 messages kept in a\.mcap"):
+        record(source(parts), out, None, {})
+    assert out.exists() and not stream.part.exists()
+    kept = out.read_bytes()
+    cut_off(tmp_path / "b.mcap").abandon()
+    (tmp_path / "b.mcap").write_bytes(kept)  # both: nobody can say which one is meant
+    with pytest.raises(UsageError, match=r"b\.mcap and b\.mcap\.part exist already"):
+        record(source(parts), tmp_path / "b.mcap", None, {})
+    cut_off(tmp_path / "c.mcap", frames=0).abandon()  # nothing in it: nothing to keep
+    assert record(source(parts), tmp_path / "c.mcap", None, {}).frames == 5
 
 
 def test_a_failing_disk_names_what_is_left(tmp_path, monkeypatch):
