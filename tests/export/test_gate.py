@@ -11,9 +11,10 @@ from scipy.stats import mannwhitneyu
 
 torch = pytest.importorskip("torch", reason="the reference model needs torch")
 
+from engines.bundle import EngineEntry  # noqa: E402
 from engines.detector import Answer, Memory  # noqa: E402
 from engines.errors import EngineError  # noqa: E402
-from export import compose, reference  # noqa: E402
+from export import compose, gate_run, reference  # noqa: E402
 from export.drift import first_drift  # noqa: E402
 from export.frames import draw, drawn_line  # noqa: E402
 from export.gate import TOLERANCES, Outcome, auc, compare, inspect, shown  # noqa: E402
@@ -251,3 +252,23 @@ def test_reference_answers_that_are_no_numbers_are_not_written():
         with pytest.raises(EngineError, match="not finite"):
             reference._gpu_atol((whole, whole), twin)
     assert reference._gpu_atol((whole, whole), (whole, whole)) == reference.GPU_LEAST
+
+
+@pytest.mark.parametrize(
+    ("median", "least", "best"),
+    [
+        ((44.8, 29.5), (16.2, 15.5), "fp32"),  # a busy machine: only the medians differ
+        ((16.2, 16.0), (16.2, 12.0), "fp32"),
+        ((16.2, 14.0), (16.0, 13.9), "int8-static"),
+        ((16.2, float("nan")), (16.0, 1.0), "fp32"),
+    ],
+)
+def test_int8_is_the_default_only_where_it_is_faster_by_median_and_least_time(median, least, best):
+    made = [
+        EngineEntry(
+            file=precision, sha256="", kind="detector", precision=precision, opset=20, inputs=(),
+            outputs=(), latency_ms=ms, parity={"least_ms": low},
+        )
+        for precision, ms, low in zip(("fp32", "int8-static"), median, least, strict=True)
+    ]  # fmt: skip
+    assert gate_run._default(made) == best
