@@ -76,16 +76,14 @@ def write_secret(path: Path, model: BaseModel, *, replace: bool = False) -> None
     temporary.rename(path)
 
 
-def _read(path: Path, kind: type[Model]) -> Model:
+def _read(path: Path, kind: type[Model], remedy: str) -> Model:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its JSON"
-        raise ConfigError(
-            f"the key file {path} is damaged at {where}: make a new one with `station keys new`"
-        ) from None
+        raise ConfigError(f"the key file {path} is damaged at {where}: {remedy}") from None
 
 
 def station_key(folder: Path) -> StationKey:
@@ -93,17 +91,27 @@ def station_key(folder: Path) -> StationKey:
     path = folder / "station.json"
     if not path.exists():
         raise ConfigError(f"{folder} holds no station key: run `station keys new NAME` first")
-    return _read(path, StationKey)
+    return _read(
+        path,
+        StationKey,
+        "put a copy of it back; or remove it, and every client needs a key of `station keys new`",
+    )
 
 
 def load_identity(path: Path) -> ClientIdentity:
     """A client's own file; ConfigError when it is none."""
-    return _read(path, ClientIdentity)
+    return _read(path, ClientIdentity, "make a new one at the station with `station keys new`")
 
 
 def load_client(path: Path) -> ClientKey:
     """One public half with its role; ConfigError when it is none."""
-    return _read(path, ClientKey)
+    return _read(path, ClientKey, "remove it, and make a new one with `station keys new`")
+
+
+def check_folder(folder: Path) -> None:
+    """UsageError where keys are looked for in something that is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name the folder of the station's keys with --keys")
 
 
 def list_clients(folder: Path) -> list[ClientKey]:

@@ -12,6 +12,7 @@ import pytest
 from securitykit import audit_lines, connect, key_folder, keyed_station  # noqa: F401
 
 from engines.errors import ConfigError, UsageError
+from station.cli import _run
 from station.client import NoAnswer, Refused
 from station.keys import (
     Role,
@@ -101,6 +102,43 @@ def test_keys_on_the_command_line(tmp_path):
     assert "revoked" in run("revoke", "plc1").stdout
     assert "revoked" in run("list").stdout
     assert load_identity(tmp_path / "screen.key.json").role == "observer"
+
+
+def test_a_damaged_key_of_the_station_is_not_to_be_healed_by_the_command_that_finds_it(
+    tmp_path, keys
+):
+    whole = (keys / "station.json").read_bytes()
+    (keys / "station.json").write_text("{}")
+    with pytest.raises(ConfigError, match="put a copy of it back; or remove it") as caught:
+        new_client(keys, "c1", Role.OBSERVER, tmp_path / "c1.json")
+    assert not str(caught.value).endswith("make a new one with `station keys new`")
+    assert not (tmp_path / "c1.json").exists() and len(list_clients(keys)) == 3
+    (keys / "station.json").write_bytes(whole)
+    (keys / "clients" / "the-admin.json").write_text("{}")
+    with pytest.raises(ConfigError, match="remove it, and make a new one"):
+        new_client(keys, "the-admin", Role.ADMIN, tmp_path / "a.json")
+    (keys / "clients" / "the-admin.json").unlink()
+    new_client(keys, "the-admin", Role.ADMIN, tmp_path / "a.json")
+
+
+def test_a_folder_of_keys_that_is_none_or_empty_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("mine")
+    for words in (("list",), ("new", "c1"), ("revoke", "c1")):
+        assert _run(["keys", *words, "--keys", "text.txt"]) == 2
+        assert "text.txt is a file" in capsys.readouterr().err
+    assert _run(["keys", "list"]) == 0
+    assert "var/keys holds no keys" in capsys.readouterr().err
+    assert Path("text.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [
+        tmp_path / "text.txt"
+    ]
+
+
+def test_keys_are_those_of_the_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text("[bus]\nkeys = 'own'\n")
+    assert _run(["keys", "new", "c1", "--config", "s.toml"]) == 0
+    assert [c.name for c in list_clients(tmp_path / "own")] == ["c1"]
 
 
 # -- roles ---------------------------------------------------------------------------------------
