@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements.lock
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# The torch wheel of this lock; the CPU build where one is at hand (see README, "Developers").
+# The torch wheel of this lock; the CPU build where one is at hand (see README, "Build side").
 TORCH  ?= torch==2.13.0
 DATA   ?=
 OUT    ?= build/demo

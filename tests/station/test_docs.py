@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from uikit import paper
 from uikit.webdriver import missing
 
+from calibration.enroll import MAX_SHOTS, default_shots
+from calibration.thresholds import parts_needed
 from station.cli import app
 from station.settings import Settings
 
@@ -54,6 +56,24 @@ def test_every_setting_named_exists(page):
         if section in sections and section != "station" and key != "py":
             model = sections[section].annotation
             assert key in getattr(model, "model_fields", {key: None}), f"{page}: {section}.{key}"
+
+
+def test_the_readme_says_how_many_good_parts_end_learning():
+    text = (DOCS.parent / "README.md").read_text()
+    need, whole, shots, rest = map(
+        int,
+        re.search(
+            r"fewer than (\d+) good parts .*\((\d+) in all give (\d+) references and (\d+) ", text
+        ).groups(),
+    )
+    assert need == rest == parts_needed(0.05)
+    assert shots == MAX_SHOTS == default_shots(whole) and default_shots(whole - 1) < shots
+
+
+def test_a_section_of_the_readme_that_the_makefile_names_is_there():
+    readme = (DOCS.parent / "README.md").read_text()
+    for section in re.findall(r'README, "([^"]+)"', (DOCS.parent / "Makefile").read_text()):
+        assert f"\n## {section}\n" in readme
 
 
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
