@@ -4,6 +4,7 @@ One thread takes finished parts from the ledger's writer; each observer has a th
 queue of its own, so that a slow disk costs pictures and never verdicts.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -48,9 +49,15 @@ class ObserverThread:
         except queue.Full:
             self.dropped += method != "frame"
 
-    def close(self, timeout_s: float) -> None:
-        """Finish what waits within the time, then flush and end."""
+    def end(self) -> None:
+        """Finish what waits, then flush and end; returns at once, the thread wakes at once."""
         self._stop.set()
+        with contextlib.suppress(queue.Full):  # then it is awake
+            self._queue.put_nowait(("tick", ()))
+
+    def close(self, timeout_s: float) -> None:
+        """`end()`, and wait for it within the time."""
+        self.end()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -174,6 +181,8 @@ class Aftermath:
         end = time.monotonic() + timeout_s
         self._queue.put(None)
         self._thread.join(timeout_s)
+        for observer in self.observers:
+            observer.end()  # all together: the last one has as much of the time as the first
         for observer in self.observers:
             observer.close(max(0.05, end - time.monotonic()))
 

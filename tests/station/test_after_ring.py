@@ -1,6 +1,7 @@
 """What the station remembers of its last parts takes its memory once."""
 
-from station.after import Ring
+from station import after
+from station.after import Aftermath, ObserverThread, Ring
 
 
 def test_the_last_ones_are_kept_oldest_first():
@@ -12,3 +13,28 @@ def test_the_last_ones_are_kept_oldest_first():
     for value in (7, 8, 9, 10):
         ring.append(value)
     assert ring.last() == (8, 9, 10)
+
+
+class Sink:
+    """An observer that flushes what it holds when it ends."""
+
+    def __init__(self):
+        self.parts, self.closed = 0, False
+
+    def part(self, _record):
+        self.parts += 1
+
+    def close(self):
+        self.closed = True
+
+
+def test_every_observer_ends_in_the_time_of_one(monkeypatch):
+    """Each woke by itself, one after the other: the recorder's file was left open at the end."""
+    monkeypatch.setattr(after, "_TICK_S", 3600.0)
+    sinks = [Sink() for _ in range(4)]
+    aftermath = Aftermath(None)
+    aftermath.observers += [ObserverThread(str(n), sink) for n, sink in enumerate(sinks)]
+    for observer in aftermath.observers:
+        observer.offer("part", None)
+    aftermath.close(20.0)
+    assert [(sink.parts, sink.closed) for sink in sinks] == [(1, True)] * 4
