@@ -6,6 +6,7 @@ from station.inspection import Product
 from station.parts import PartObserver
 from station.pictures import Pictures
 from station.settings import Settings
+from station.thumbs import Thumbs
 
 if TYPE_CHECKING:
     from station.daemon import Daemon
@@ -17,7 +18,8 @@ def open_observers(
 ) -> tuple[dict[str, PartObserver], Pictures]:
     """Observers by name, and the pictures that answer GET. InUseError: the metrics port."""
     pictures = Pictures()
-    made: dict[str, PartObserver] = {"pictures": pictures}
+    thumbs = Thumbs(daemon.bus.publish_thumb)
+    made: dict[str, PartObserver] = {"pictures": pictures, "thumbs": thumbs}
     if settings.archive.enabled:
         from station.archive import Archive
 
