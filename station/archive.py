@@ -9,6 +9,7 @@ out. Layout: `<folder>/<class>/<YYYYMMDD>/<t_trigger_us>_<trigger_id>.json` (the
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -89,11 +90,15 @@ class Archive:
         size = sum(len(data) for data in files.values())
         budget = self._budgets[kind]
         removed = budget.state.removed
+        unit = Unit(_name(kind, record.result), size)
         try:
             room = budget.room(size)
             if room:
-                budget.add(Unit(self._write(kind, record.result, files), size))
+                self._write(unit.name, files)
+                budget.add(unit)
         except OSError as error:
+            with suppress(OSError):  # half a part would count nowhere and never be deleted
+                self._remove(unit)
             self.dropped += 1
             self._retry_at = self._clock() + RETRY_S
             self._once("archive_failed", "error", f"{kind}: {error}; verdicts go on")
@@ -105,15 +110,26 @@ class Archive:
             self._once("archive_budget", "info", f"oldest {kind} parts removed")
 
     def message(self, stream: str, body: bytes) -> None:
-        """Put a description beside its part."""
+        """Put a description beside its part, within the budget of the part's class."""
         if stream != "desc":
             return
-        entry = self._find(json.loads(body).get("trigger_id", ""))
+        trigger_id = json.loads(body).get("trigger_id", "")
+        entry = self._find(trigger_id)
         if entry is None:
             return
+        path = entry.stem.with_name(entry.stem.name + ".desc.json")
+        budget = self._budgets[entry.kind]
         try:
-            entry.stem.with_name(entry.stem.name + ".desc.json").write_bytes(body)
+            more = len(body) - (path.stat().st_size if path.exists() else 0)
+            if more > 0 and not budget.room(more):
+                self._once("archive_full", "warning", f"no room for words of {entry.kind}")
+            elif self._index.find(trigger_id) == entry:  # the room may have been its own
+                path.write_bytes(body)
+                self._index.enlarge(entry, more)
+                budget.enlarge(more)
         except OSError as error:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             self._once("archive_failed", "error", f"description: {error}; verdicts go on")
 
     def image(self, trigger_id: str, kind: str) -> Picture | None:
@@ -144,14 +160,10 @@ class Archive:
         every = int(self._values["every_ok"])
         return bool(every) and (self._ok_seen - 1) % every == 0
 
-    def _write(self, kind: str, result: Result, files: dict[str, bytes]) -> str:
-        """Its stem below the archive's folder."""
-        day = datetime.fromtimestamp(result.t_trigger_us / 1e6, UTC).strftime("%Y%m%d")
-        name = f"{kind}/{day}/{result.t_trigger_us:016d}_{result.trigger_id}"
-        (self.folder / kind / day).mkdir(parents=True, exist_ok=True)
+    def _write(self, name: str, files: dict[str, bytes]) -> None:
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         for suffix, data in files.items():  # the .json comes last: with it the entry exists
             (self.folder / (name + suffix)).write_bytes(data)
-        return name
 
     def _remove(self, unit: Unit) -> None:
         for suffix in SUFFIXES:
@@ -162,6 +174,12 @@ class Archive:
         if now - self._told.get(event, float("-inf")) >= TELL_S:
             self._told[event] = now
             self._tell(event, severity, text)
+
+
+def _name(kind: str, result: Result) -> str:
+    """The stem of a part's files below the archive's folder."""
+    day = datetime.fromtimestamp(result.t_trigger_us / 1e6, UTC).strftime("%Y%m%d")
+    return f"{kind}/{day}/{result.t_trigger_us:016d}_{result.trigger_id}"
 
 
 def _files(record: PartRecord) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ Rebuilt from the files at every start, so it can never be stale: the files are t
 """
 
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from station.record_budget import Unit
 
 SUFFIXES = (".json", ".jpg", ".png", ".map.png", ".desc.json")
+_STEM = re.compile(r"\d{16}_[0-9a-f]{16}")  # what the archive itself has written
 TABLE = """
 CREATE TABLE parts (kind TEXT, n INTEGER, day TEXT, name TEXT, trigger_id TEXT, size INTEGER,
                     PRIMARY KEY (kind, n)) WITHOUT ROWID;
@@ -63,11 +65,13 @@ class Entry:
 
 def entries(folder: Path, kind: str) -> list[Entry]:
     """The archived parts of a class, oldest first (their names begin with the time)."""
-    return sorted((entry for entry, _size in _found(folder / kind)), key=lambda e: e.name)
+    found = (entry for entry, _size, whole in _found(folder / kind) if whole)
+    return sorted(found, key=lambda e: e.name)
 
 
-def _found(folder: Path) -> Iterator[tuple[Entry, int]]:
-    """Entries below one class's folder with the bytes of their files, day after day."""
+def _found(folder: Path) -> Iterator[tuple[Entry, int, bool]]:
+    """Entries below one class's folder, day after day: the bytes of their files, and whether they
+    are whole (one that is not is being written, or its writer was killed or the disk full)."""
     days = sorted(folder.iterdir()) if folder.is_dir() else []
     for day in (d for d in days if d.is_dir()):
         sizes: dict[str, int] = {}
@@ -78,8 +82,8 @@ def _found(folder: Path) -> Iterator[tuple[Entry, int]]:
                 sizes[name] = sizes.get(name, 0) + file.stat().st_size
                 if suffix == "json":
                     whole.add(name)
-        for name in sorted(whole):
-            yield Entry(folder.name, day, name), sizes[name]
+        for name in sorted(sizes):
+            yield Entry(folder.name, day, name), sizes[name], name in whole
 
 
 class Queue:
@@ -125,8 +129,11 @@ class ArchiveIndex:
         self._next = 0
         self.run("BEGIN")
         for kind in kinds:
-            for entry, size in _found(folder / kind):
-                self.add(kind, entry.folder.name, entry.name, size)
+            for entry, size, whole in _found(folder / kind):
+                if whole:
+                    self.add(kind, entry.folder.name, entry.name, size)
+                elif _STEM.fullmatch(entry.name):
+                    _forget(entry)
         self.run("COMMIT")
 
     def add(self, kind: str, day: str, name: str, size: int) -> None:
@@ -135,6 +142,13 @@ class ArchiveIndex:
         trigger_id = name.rpartition("_")[2]
         row = (kind, self._next, day, name, trigger_id, size)
         self.run("INSERT INTO parts VALUES (?,?,?,?,?,?)", *row)
+
+    def enlarge(self, entry: Entry, size: int) -> None:
+        """Its files have got `size` more bytes. OSError: see `run`."""
+        where = (entry.kind, entry.trigger_id, entry.name)
+        self.run(
+            "UPDATE parts SET size=size+? WHERE kind=? AND trigger_id=? AND name=?", size, *where
+        )
 
     def find(self, trigger_id: str) -> Entry | None:
         """The youngest part of that trigger."""
@@ -155,6 +169,13 @@ class ArchiveIndex:
     def close(self) -> None:
         """Give its space back."""
         self._db.close()
+
+
+def _forget(entry: Entry) -> None:
+    """Delete half a part: nothing counts it, nobody can ask for it."""
+    with suppress(OSError):
+        for path in entry.files():
+            path.unlink()
 
 
 def _open(folder: Path) -> sqlite3.Connection:

@@ -94,9 +94,13 @@ class Budget:
         self._units.append(unit)
 
     def add(self, unit: Unit) -> None:
-        """Account for a unit that was written at once."""
-        self.state.used += unit.size
+        """Account for a unit that was written at once. OSError of `units`: it is not counted."""
         self._units.append(unit)
+        self.state.used += unit.size
+
+    def enlarge(self, size: int) -> None:
+        """A unit that is there already has got `size` more bytes (fewer: negative)."""
+        self.state.used += size
 
     def _reachable(self, size: int) -> bool:
         """Whether deleting all of this class would lift the disk above its floor. If another

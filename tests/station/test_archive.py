@@ -98,6 +98,75 @@ def test_a_failing_disk_is_told_and_never_raises(tmp_path, monkeypatch):
     assert events.kinds() == ["archive_failed"]
 
 
+def on_disk(folder):
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_descriptions_are_asked_for_and_counted_too(tmp_path):
+    keeper = archive(tmp_path)
+    limit = keeper._budgets["ng"]._limit = 100_000
+    for seq in range(1, 41):
+        keeper.part(uikit.record(seq, "NG", size=8))
+        keeper.message("desc", uikit.description(seq, "long " * 390))
+        assert on_disk(tmp_path) == keeper._budgets["ng"].state.used <= limit
+    kept = entries(tmp_path, "ng")
+    assert 0 < len(kept) < 40
+    assert all(entry.read(".desc.json") for entry in kept)
+    keeper.message("desc", uikit.description(40, "short"))  # said again
+    assert on_disk(tmp_path) == keeper._budgets["ng"].state.used
+    keeper.close()
+    again = archive(tmp_path)
+    assert again._budgets["ng"].state.used == on_disk(tmp_path)
+    sizes = [again._budgets["ng"]._units.popleft().size for _ in kept]
+    assert sum(sizes) == again._budgets["ng"].state.used
+
+
+def test_words_that_would_push_out_their_own_part_are_not_left_alone(tmp_path):
+    keeper = archive(tmp_path)
+    keeper.part(uikit.record(1, "NG", size=8))
+    keeper._budgets["ng"]._limit = on_disk(tmp_path) + 100
+    keeper.message("desc", uikit.description(1, "long " * 50))
+    assert on_disk(tmp_path) == keeper._budgets["ng"].state.used == 0
+
+
+def test_a_disk_that_fills_in_mid_part_leaves_no_picture_that_nothing_counts(tmp_path, monkeypatch):
+    keeper = archive(tmp_path, clock=uikit.Clock())
+    real = Path.write_bytes
+
+    def fail(path, data):
+        if path.suffix == ".json":
+            real(path, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    for seq in range(1, 4):
+        keeper.part(uikit.record(seq, "NG", size=8))
+        keeper._clock.now += 20
+    assert on_disk(tmp_path) == keeper._budgets["ng"].state.used == 0
+    monkeypatch.undo()
+    keeper.part(uikit.record(4, "NG", size=8))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    keeper.message("desc", uikit.description(4))
+    assert on_disk(tmp_path) == keeper._budgets["ng"].state.used > 0
+
+
+def test_half_a_part_is_deleted_at_the_next_start_and_strangers_files_are_not(tmp_path):
+    first = archive(tmp_path)
+    for seq in (1, 2):
+        first.part(uikit.record(seq, "NG", size=8))
+    first.close()
+    half, whole = entries(tmp_path, "ng")
+    half.stem.with_name(f"{half.name}.json").unlink()  # kill -9 before the last file
+    (half.folder / "notes.txt").write_text("mine")
+    assert entries(tmp_path, "ng") == [whole], "who only reads deletes nothing"
+    assert half.files()
+    again = archive(tmp_path)
+    assert half.files() == []
+    assert (half.folder / "notes.txt").exists()
+    assert again._budgets["ng"].state.used == on_disk(tmp_path) - len("mine")
+
+
 def filled(tmp_path):
     keeper = archive(tmp_path / "archive", values={"every_ok": 1})
     for seq in range(1, 11):
