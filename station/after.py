@@ -24,17 +24,27 @@ from station.schema import DescState, Result, Stream, Verdict
 from station.sources.base import Frame
 
 _TICK_S = 0.25
+_TELL_S = 60.0  # at most one event a minute of an observer that fails
+Tell = Callable[[str, str, str], None]  # kind, severity, text; thread-safe
 _KEPT_LATENCIES = 20_000
 log = structlog.get_logger("after")
 
 
 class ObserverThread:
-    """One observer behind a bounded queue. A full queue drops what comes, and counts it."""
+    """One observer behind a bounded queue. A full queue drops what comes, and counts it.
 
-    def __init__(self, name: str, observer: PartObserver, depth: int = 64) -> None:
+    A part on which the observer raises is left out, counted and told (once a minute, through
+    `tell(kind, severity, text)`): one odd picture must not cost all that come after it.
+    """
+
+    def __init__(
+        self, name: str, observer: PartObserver, depth: int = 64, tell: Tell | None = None
+    ) -> None:
         self.name = name
         self.dropped = 0
         self._observer = observer
+        self._tell = tell
+        self._told_s = float("-inf")
         self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"observer-{name}", daemon=True)
@@ -67,12 +77,25 @@ class ObserverThread:
                     method, args = self._queue.get(timeout=_TICK_S)
                 except queue.Empty:
                     method, args = "tick", ()
-                if call := getattr(self._observer, method, None):
-                    call(*args)
-        except Exception:  # an observer's fault is its own: it is switched off, loudly
-            log.exception("observer_failed", observer=self.name)
+                self._call(method, args)
         finally:
-            self._observer.close()
+            self._call("close", ())
+
+    def _call(self, method: str, args: tuple[Any, ...]) -> None:
+        call = getattr(self._observer, method, None)
+        if call is None:
+            return
+        try:
+            call(*args)
+        except Exception as error:  # an observer's fault is its own
+            self.dropped += method in ("part", "message")
+            if time.monotonic() - self._told_s < _TELL_S:
+                return
+            self._told_s = time.monotonic()
+            log.exception("observer_failed", observer=self.name, at=method)
+            if self._tell is not None:
+                text = f"{self.name}: {type(error).__name__}: {error}"
+                self._tell("observer_failed", "error", f"{text}; left out, it goes on")
 
 
 class Ring:

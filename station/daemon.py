@@ -140,8 +140,9 @@ class Daemon:
         product = next(iter(self.products.values()))
         made, pictures = open_observers(self.settings, product, self)
         self._images = pictures.get
+        depth = self.settings.record.queue
         for name, observer in made.items():
-            self.after.observers.append(ObserverThread(name, observer, self.settings.record.queue))
+            self.after.observers.append(ObserverThread(name, observer, depth, self.event))
 
     def _start_workers(self, sources: dict[str, Source]) -> None:
         self.ready_queue = ready = ReadyQueue(max(self.options.ready_queue, len(sources)))

@@ -73,10 +73,10 @@ class PartRecord:
 class PartObserver(Protocol):
     """In-process consumer of finished parts: called from its own thread, never the hot path.
 
-    It may be slow (its queue drops, and the drop is counted) and may raise (it is then logged and
-    switched off): verdicts do not wait for it. Optional besides `part` and `close`: `frame(Frame)`
-    for frames that belong to no part, `message(stream, body)` for descriptions and events, and
-    `tick()` about four times a second.
+    It may be slow (its queue drops, and the drop is counted) and may raise (that part is then left
+    out, counted and told): verdicts do not wait for it. Optional besides `part` and `close`:
+    `frame(Frame)` for frames that belong to no part, `message(stream, body)` for descriptions and
+    events, and `tick()` about four times a second.
     """
 
     def part(self, record: PartRecord) -> None:

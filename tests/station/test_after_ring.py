@@ -38,3 +38,28 @@ def test_every_observer_ends_in_the_time_of_one(monkeypatch):
         observer.offer("part", None)
     aftermath.close(20.0)
     assert [(sink.parts, sink.closed) for sink in sinks] == [(1, True)] * 4
+
+
+class Odd(Sink):
+    """It raises on every second part, and when it ends."""
+
+    def part(self, record):
+        if record % 2:
+            raise ValueError(f"odd part {record}")
+        super().part(record)
+
+    def close(self):
+        super().close()
+        raise RuntimeError("at the end, too")
+
+
+def test_an_observer_that_raises_loses_that_part_and_goes_on():
+    odd, told = Odd(), []
+    thread = ObserverThread("archive", odd, 64, lambda *event: told.append(event))
+    for number in range(10):
+        thread.offer("part", number)
+    thread.close(5.0)
+    assert (odd.parts, thread.dropped, odd.closed) == (5, 5, True)
+    assert told == [
+        ("observer_failed", "error", "archive: ValueError: odd part 1; left out, it goes on")
+    ], "once a minute"
