@@ -8,6 +8,11 @@ import sys
 
 from engines.errors import UsageError
 
+# OpenCV and FFmpeg write lines of their own between those of the log; what is wrong with a picture
+# is in its verdict and in the log. Read when OpenCV is first imported, by children, too.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 

@@ -19,6 +19,7 @@ from typing_extensions import Buffer
 from station.sources.base import Frame
 
 _STRAY = re.compile(rb"\xff[^\x00\xff]")  # any marker inside entropy-coded data
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
@@ -78,12 +79,29 @@ def _scan_end(data: bytes, at: int) -> int:
     return len(data)
 
 
+def png_fault(raw: bytes) -> str | None:
+    """Why these bytes are not one whole PNG, or None. libpng would say so on stderr, in the log."""
+    at = len(_PNG)
+    while (end := at + 12 + int.from_bytes(raw[at : at + 4], "big")) <= len(raw):
+        kind = raw[at + 4 : at + 8]
+        critical = kind.isupper()  # by the first letter; what is lower case decides no pixel
+        checksum = int.from_bytes(raw[end - 4 : end], "big")
+        if critical and zlib.crc32(memoryview(raw)[at + 4 : end - 4]) != checksum:
+            return f"corrupt PNG (checksum of {kind.decode('ascii', 'replace')} at byte {at})"
+        if kind == b"IEND":
+            return None
+        at = end
+    return f"truncated PNG ({len(raw)} bytes, no end-of-image chunk)"
+
+
 def decode(raw: bytes) -> tuple[NDArray[np.uint8] | None, str | None]:
     """(BGR uint8 (H,W,3), None) or (None, why not). JPEG strictly, PNG, BMP, TIFF and WebP by cv2.
 
     EXIF orientation is ignored: a camera's pixels are inspected as they lie.
     """
     if raw[:2] == b"\xff\xd8" and (fault := jpeg_fault(raw)):
+        return None, fault
+    if raw.startswith(_PNG) and (fault := png_fault(raw)):
         return None, fault
     if not raw:
         return None, "empty picture file"

@@ -131,6 +131,18 @@ def test_a_full_disk_behind_the_output_is_one_sentence(tmp_path):
     assert "Exception ignored" not in done.stderr
 
 
+def test_opencv_writes_nothing_between_the_lines_of_the_log(tmp_path):
+    code = (
+        "import sys; from station.cli import _run; import cv2; cv2.imread('none.png');"
+        "cv2.imdecode(__import__('numpy').frombuffer(b'BM' + bytes(100), 'u1'), 1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_leaves_is_no_fault(tmp_path):
     """typer and rich end with 1 when a pipe is closed."""
     for command in ("STATION --help", "STATION config", "STATION schema"):

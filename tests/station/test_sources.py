@@ -77,6 +77,17 @@ def test_what_is_no_picture_is_a_fault(data):
     assert image is None and fault
 
 
+def test_a_damaged_png_is_a_fault_told_once_and_not_by_libpng(capfd):
+    whole = cv2.imencode(".png", picture(3))[1].tobytes()
+    assert decode(whole)[1] is None and decode(whole + b"tail")[1] is None
+    wrong = bytearray(whole)
+    wrong[len(whole) // 2] ^= 1
+    assert "corrupt PNG (checksum of IDAT at byte" in decode(bytes(wrong))[1]
+    for cut in (9, 40, len(whole) // 2, len(whole) - 1):
+        assert decode(whole[:cut])[1] == f"truncated PNG ({cut} bytes, no end-of-image chunk)"
+    assert capfd.readouterr().err == ""
+
+
 def test_png_is_decoded_to_bgr(tmp_path):
     image = picture(7)
     assert np.array_equal(decode(cv2.imencode(".png", image)[1].tobytes())[0], image)
