@@ -45,7 +45,8 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
         interrupted = daemon.asked_to_stop
     finally:
         outcome = daemon.close()
-    if outcome.totals.parts or not interrupted:
+    lost = any(any(causes.values()) for causes in outcome.losses.values())
+    if outcome.totals.parts or lost or not interrupted:
         print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
     sys.stdout.flush()
     sys.stderr.flush()

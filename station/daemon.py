@@ -367,7 +367,7 @@ class Daemon:
             self._faults[0] if self._faults else None,
             words.described if words else 0,
             (words.dropped if words else 0) + self.after.not_described,
-            {n: lane.counts.stale + lane.counts.superseded for n, lane in self.lanes.items()},
+            {name: lane.losses() for name, lane in self.lanes.items()},
         )
 
     def hanging(self) -> bool:

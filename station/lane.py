@@ -32,7 +32,6 @@ class LaneCounts:
 
     stale: int = 0
     superseded: int = 0
-    not_accepting: int = 0
     refused: int = 0
 
 
@@ -94,6 +93,16 @@ class Lane:
             return None
         health = self.source.health()  # type: ignore[attr-defined]
         return health.fault  # type: ignore[no-any-return]
+
+    def losses(self) -> dict[str, int]:
+        """By cause: frames that became no part; repeats, damage and restarts of a camera."""
+        counts = self.counts
+        found = {"stale": counts.stale, "superseded": counts.superseded, "refused": counts.refused}
+        if self.source.live:
+            health = self.source.health()  # type: ignore[attr-defined]
+            found["overrun"] = health.dropped  # nobody took them while they were there
+            found |= {name: getattr(health, name) for name in ("repeats", "damaged", "restarts")}
+        return found
 
     def _run(self) -> None:
         fault = None

@@ -13,13 +13,19 @@ from station.schema import Reason, StatusFacts, Verdict
 LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 # The score in units of its threshold: 1 is the edge between OK and NG.
 SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+_CAMERA = {
+    "repeats": "Frames that carried the very picture of the one before.",
+    "damaged": "Frames whose bytes were not one whole picture.",
+    "restarts": "Times the camera's process was started again.",
+}
 StatusSource = Callable[[], StatusFacts]
 
 
 class Metrics:
     """PartObserver. `status` returns the last status without side effects; None: no gauges.
 
-    `dropped` gives what each observer could not take so far, `drift` the chance of its monitor.
+    `dropped` gives what each observer could not take so far, `drift` the chance of its monitor,
+    `losses` of each camera how many frames became no part, and its repeats and restarts, by cause.
     """
 
     def __init__(
@@ -27,6 +33,7 @@ class Metrics:
         status: StatusSource | None = None,
         dropped: Callable[[], Mapping[str, int]] = dict,
         drift: Callable[[], float] = lambda: 1.0,
+        losses: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
         self._parts = Counter(
@@ -60,6 +67,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_Dropped(dropped))
+        self.registry.register(_Losses(losses))
         Gauge(
             "station_drift_p",
             "Chance that good parts score as now if nothing had changed (1 = no drift).",
@@ -100,6 +108,28 @@ class _Dropped(Collector):
         for name, count in self._dropped().items():
             found.add_metric([name], count)
         return [found]
+
+
+class _Losses(Collector):
+    """What a camera and its lane lost, counted where it happens."""
+
+    def __init__(self, losses: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
+        self._losses = losses
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """One line per camera and cause; the only camera's name is "" as in its part ids."""
+        text = "Frames that became no part (stale, superseded, refused, overrun), by cause."
+        frames = CounterMetricFamily("station_frames_dropped", text, labels=["camera", "cause"])
+        found = {"dropped": frames}
+        for name, what in _CAMERA.items():
+            found[name] = CounterMetricFamily(f"station_camera_{name}", what, labels=["camera"])
+        for camera, causes in self._losses().items():
+            for cause, count in causes.items():
+                if cause in _CAMERA:
+                    found[cause].add_metric([camera], count)
+                else:
+                    frames.add_metric([camera, cause], count)
+        return list(found.values())
 
 
 class _StatusGauges(Collector):

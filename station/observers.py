@@ -43,6 +43,7 @@ def open_observers(
             daemon.last_status,
             dropped=lambda: _dropped(daemon),
             drift=lambda: drift.p if drift is not None else 1.0,
+            losses=lambda: {name: lane.losses() for name, lane in list(daemon.lanes.items())},
         )
         MetricsServer(settings.metrics, metrics, daemon.last_status).start()
         made["metrics"] = metrics

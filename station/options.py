@@ -46,4 +46,4 @@ class Outcome:
     fault: str | None = None
     described: int = 0
     not_described: int = 0
-    dropped_frames: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, dict[str, int]] = field(default_factory=dict)  # of each lane, by cause

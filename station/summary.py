@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from station.options import Outcome
 
+_CAUSES = {
+    "stale": "frames too old",
+    "superseded": "frames passed over for a newer one",
+    "refused": "frames without a part",
+    "overrun": "frames nobody had time for",
+    "repeats": "frames repeated",
+    "damaged": "frames damaged",
+    "restarts": "restarts",
+}
 _COLOURS = {"OK": "green", "NG": "red", "UNDECIDED": "yellow", "ERROR": "magenta"}
 
 
@@ -18,7 +27,7 @@ def percentile_ms(values_us: Sequence[int], share: float) -> str:
 
 
 def print_summary(outcome: "Outcome", what: str) -> None:
-    """To stdout: parts, verdicts with their reasons, latency, rate, words."""
+    """To stdout: parts, verdicts with their reasons, latency, rate, words, what was lost."""
     from rich.console import Console
     from rich.table import Table
 
@@ -43,7 +52,9 @@ def print_summary(outcome: "Outcome", what: str) -> None:
     table.add_row("engine call", f"p50 {percentile_ms(totals.infer_us, 0.5)}")
     table.add_row("frames/s", f"{totals.fps:.1f}")
     table.add_row("descriptions", f"{outcome.described} written, {outcome.not_described} dropped")
-    for lane, count in outcome.dropped_frames.items():
-        if count:
-            table.add_row(f"frames dropped {lane}".strip(), str(count))
+    for lane, losses in outcome.losses.items():
+        if told := ", ".join(
+            f"{count} {_CAUSES[cause]}" for cause, count in losses.items() if count
+        ):
+            table.add_row(f"camera {lane}".strip(), told)
     Console().print(table)

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import uikit
+from faultkit.camera import FaultCamera
+from faultkit.engines import FakeEngine
 from faultkit.station import parts_folder, results, station, until
 
 from engines.errors import InUseError
+from station.after import Totals
 from station.metrics import Metrics
 from station.metrics_http import MetricsServer
+from station.options import Outcome
 from station.schema import StatusFacts
 from station.settings import MetricsSettings
+from station.summary import print_summary
 
 
 class Station:
@@ -127,3 +132,47 @@ def test_the_dashboard_asks_only_for_numbers_and_labels_of_a_running_station(tmp
         for label in labels:
             assert any(f'{label}="' in samples[name] for name in names), (expression, label)
     assert len(asked) > 10
+
+
+LOST = {"stale": 3, "superseded": 40, "refused": 0, "overrun": 7, "repeats": 2, "restarts": 1}
+
+
+def test_what_a_camera_lost_is_on_the_page_by_cause():
+    text = Metrics(losses=lambda: {"top": LOST, "side": {"stale": 1}}).text().decode()
+    assert 'station_frames_dropped_total{camera="top",cause="superseded"} 40.0' in text
+    assert 'station_frames_dropped_total{camera="side",cause="stale"} 1.0' in text
+    assert 'station_camera_repeats_total{camera="top"} 2.0' in text
+    assert 'station_camera_restarts_total{camera="top"} 1.0' in text
+    assert 'cause="repeats"' not in text
+
+
+def test_what_a_camera_lost_is_in_the_summary_of_its_run(capsys):
+    totals = Totals({"OK": 2}, {}, 0, (1000, 1000), (), 0, 10**9)
+    print_summary(Outcome(totals, losses={"": LOST}), "line1/st1")
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "camera 3 frames too old, 40 frames passed over" in told
+    assert "refused" not in told and "frames without a part" not in told
+
+
+def test_a_running_camera_tells_its_losses(tmp_path):
+    with (
+        FaultCamera(fps=50) as camera,
+        station(
+            tmp_path,
+            camera.url,
+            FakeEngine(delay_s=0.1),
+            engine_kw={"workers": 1},
+            trigger={"mode": "free_run", "staleness_ms": 5000},
+            metrics={"port": _free_port()},
+        ) as (daemon, client),
+    ):
+        observers = {o.name: o._observer for o in daemon.after.observers}
+        lane = daemon.lanes[""]
+        until(lambda: sum(lane.losses()[cause] for cause in ("overrun", "superseded")) >= 5, 20)
+        camera.mode = "freeze"
+        until(lambda: lane.losses()["repeats"] >= 1, 20)
+        page = observers["metrics"].text().decode()
+        assert results(client)
+    assert 'station_camera_repeats_total{camera=""}' in page
+    drops = re.findall(r'station_frames_dropped_total{camera="",cause="\w+"} (\d+)', page)
+    assert len(drops) == 4 and sum(map(int, drops)) >= 5
