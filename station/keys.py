@@ -63,12 +63,19 @@ class ClientIdentity(_File):
 
 
 def write_secret(path: Path, model: BaseModel, *, replace: bool = False) -> None:
-    """Write a key file, mode 0600, durable, whole or not at all; UsageError if it exists."""
+    """Write a key file, mode 0600, durable, whole or not at all.
+
+    UsageError if it exists; OSError, which names it, if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already: name another file, or revoke that key first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     with os.fdopen(fd, "w") as stream:
         stream.write(model.model_dump_json(indent=2) + "\n")
         stream.flush()

@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +111,8 @@ def whole(out: Path) -> Iterator[Path]:
             error.filename, error.filename2 = str(out), None
         raise
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def check_ledger(ledger: Path) -> None:

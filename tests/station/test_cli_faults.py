@@ -35,6 +35,7 @@ def process(command, folder):
         ("schema", "--out", "text.txt/below"),
         ("keys", "new", "c1", "--keys", "text.txt/keys"),
         ("keys", "new", "c1", "--keys", "keys", "--out", "text.txt/c1.json"),
+        ("keys", "new", "c1", "--keys", "keys", "--out", "/proc/text.txt"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys, argv):
@@ -42,7 +43,8 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, ca
     Path("text.txt").write_text("mine")
     code, err = said(capsys, *argv)
     assert code == 2 and err.count("\n") == 1
-    assert err.startswith("station: text.txt") and "internal" not in err
+    assert err.startswith(("station: text.txt", "station: /proc/text.txt:"))
+    assert "internal" not in err
     assert Path("text.txt").read_text() == "mine"
 
 

@@ -155,7 +155,7 @@ def test_an_export_that_fails_leaves_the_table_of_before(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(tmp_path):
     Ledger(tmp_path / "l.db", line="l", station="s").close()
-    for name in ("missing/x.csv", "folder.csv"):
+    for name in ("missing/x.csv", "folder.csv", "l.db/x.csv"):
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
         with pytest.raises(OSError, match="directory") as caught:
             invoke("export", tmp_path / name, "--ledger", tmp_path / "l.db")
