@@ -176,13 +176,16 @@ def enroll(
 def confirm(
     recipe: Annotated[str, typer.Option(help="The recipe that is still learning.")],
     normals: Annotated[Path, typer.Option(help="Parts that a person found good.")],
+    yes: Annotated[
+        bool, typer.Option(help="Take in parts unlike the others: a person has looked again.")
+    ] = False,
     config: Config = None,
 ) -> None:
     """Add good parts that a person confirmed; ends learning once there are enough."""
     from station.cli_enroll import confirm as confirm_parts
     from station.settings import load_settings
 
-    confirm_parts(load_settings(config), recipe, normals)
+    confirm_parts(load_settings(config), recipe, normals, sure=yes)
 
 
 def _spec(camera: str | None, source: str | None) -> str | None:
