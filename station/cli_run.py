@@ -53,7 +53,7 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
     errors = [lane.error for lane in daemon.lanes.values() if lane.error is not None]
     if errors and not interrupted:
         raise errors[0]  # a StationError with its own exit code, anything else with 1
-    if daemon.hanging():
+    if not daemon.options.simulated and daemon.hanging():  # a replay has its table still to tell
         os._exit(0)  # a thread sits in an engine call that will never return
     return 0
 

@@ -39,6 +39,7 @@ from station.watch import Watch
 log = structlog.get_logger("station")
 _FEED_AHEAD = 2  # parts besides those in the engine where every frame is one: queue and commit
 _POLL_S = 0.05
+_IDLE_S = 0.3  # within which a worker that hangs in nothing has ended: it looks every 100 ms
 _STOP_S = 1.2  # of the 2 s that SIGTERM may take
 
 
@@ -372,7 +373,7 @@ class Daemon:
 
     def hanging(self) -> bool:
         """Whether a worker could not be ended (the process must then leave by force)."""
-        return not self.detector.join(0.05)
+        return not self.detector.join(_IDLE_S)
 
     def _close_early(self, sources: dict[str, Source]) -> None:
         for source in sources.values():

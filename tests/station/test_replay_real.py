@@ -10,7 +10,9 @@ from faultkit.engines import FakeEngine, FakeRoom, fake_recipe
 from faultkit.station import parts_folder, settings_in, show, station, until
 
 from engines.errors import RecipeError, VerifyMismatch
+from station import cli_run
 from station import replay as replay_module
+from station.daemon import Daemon
 from station.inspection import Product
 from station.schema import new_id
 
@@ -94,6 +96,19 @@ def test_a_changeover_inside_the_file_is_made_again(tmp_path, replayed, capsys):
     assert "4 parts, 2 would get another verdict (2 OK -> NG)" in told
     assert "not as recorded: recipe strict aaaaaaaa -> cccccccc" in told
     with pytest.raises(VerifyMismatch, match="2 of 4 parts differ"):
+        replayed(room, recipe="strict", verify=True)
+
+
+def test_a_worker_that_takes_long_to_end_does_not_end_the_replay_before_its_table(
+    tmp_path, replayed, monkeypatch
+):
+    folder = parts_folder(tmp_path / "in", 3)
+    room = Recipes(FakeEngine())
+    with _station(tmp_path, folder, {"engine": room}, record=recorded(tmp_path)) as (_, client):
+        show(client)
+    monkeypatch.setattr(Daemon, "hanging", lambda _self: True)
+    monkeypatch.setattr(cli_run.os, "_exit", lambda code: pytest.fail(f"left with {code}"))
+    with pytest.raises(VerifyMismatch):
         replayed(room, recipe="strict", verify=True)
 
 
