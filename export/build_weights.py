@@ -70,7 +70,13 @@ def _with_config(model: SpgddGpt, request: WeightsRequest) -> SpgddGpt:
 
 def _made(request: WeightsRequest) -> tuple[SpgddGpt, str, str]:
     """(model, source, sentence about training)."""
-    model = SpgddGpt.create(request.preset)
+    try:
+        model = SpgddGpt.create(request.preset)
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"preset {request.preset} starts from the stem of the package {error.name}, which is "
+            "not installed (extra 'export'): install it, or give --weights"
+        ) from error
     if request.checkpoint is None:
         source, trained = "random initialisation, seed 42", model.config.trained
     else:

