@@ -310,7 +310,11 @@ def _quiet(_client, _id) -> None:
 
 
 def test_a_live_camera_is_triggered_and_gives_a_frame_newer_than_the_trigger(tmp_path):
-    with FaultCamera(fps=50) as camera, station(tmp_path, camera.url, **TRIGGERED) as (_, client):
+    with (
+        FaultCamera(fps=50) as camera,
+        station(tmp_path, camera.url, **TRIGGERED) as (line, client),
+    ):
+        until(lambda: line.readiness.evaluate()[0])
         for _ in range(10):
             found = client.trigger(new_id(), deadline_ms=1000)
             assert found.verdict is Verdict.OK
