@@ -17,6 +17,7 @@ from functools import partial
 import zmq
 
 from station.bus_desk import Desk, stored_last
+from station.bus_flood import Flood
 from station.bus_sessions import Route
 from station.bus_sockets import bind, check_exposure, make_socket
 from station.bus_types import AdminReply, BusConfig, BusHandler, TriggerReply
@@ -31,6 +32,7 @@ log = logging.getLogger("station.bus")
 
 INBOX_TURN = 32  # requests per turn before status and outbox are looked at again
 EXPIRE_S = 60.0
+FLOOD_S = 0.1
 
 
 class Bus:
@@ -59,6 +61,7 @@ class Bus:
         self._context = zmq.Context()
         self._guard: Guard | None = None
         self._doors: dict[zmq.Socket, Doorbell] = {}
+        self.flood = Flood(self.audit)
         self._poller = zmq.Poller()
         if self._access is not None:
             self._guard = Guard(self._context, self._access, self.audit)
@@ -199,6 +202,7 @@ class Bus:
         self._poller.register(self._ctl, zmq.POLLIN)
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         status_at, expire_at = time.monotonic(), time.monotonic() + EXPIRE_S
+        flood_at = status_at
         try:
             while True:
                 wait_ms = max(0, int((status_at - time.monotonic()) * 1000))
@@ -210,6 +214,9 @@ class Bus:
                 for door in self._doors.values():
                     door.report()
                 now = time.monotonic()
+                if now >= flood_at:
+                    flood_at = now + FLOOD_S
+                    self._safely(self.flood.check)
                 if now >= status_at:
                     status_at = max(status_at + self.config.status_ms / 1000, now)
                     self._safely(lambda: self._publish(Stream.STATUS, self.status_body()))
@@ -233,6 +240,7 @@ class Bus:
 
     def _request(self, frames: list[zmq.Frame]) -> None:
         """One request: [route] ([empty]) [JSON]; anything else is dropped and counted."""
+        self.flood.whole(_connection(frames[-1]))
         parts = [frame.bytes for frame in frames]
         if len(parts) not in (2, 3) or (len(parts) == 3 and parts[1] != b""):
             self.audit.write("malformed", frames=len(parts))
@@ -281,7 +289,7 @@ class Bus:
     def _make(self, kind: int) -> zmq.Socket:
         """An unbound socket whose failed handshakes are recorded."""
         made = make_socket(self._context, kind, self._access)
-        door = self._doors[made] = Doorbell(self._context, made, self.audit)
+        door = self._doors[made] = Doorbell(self._context, made, self.audit, self.flood.came)
         self._poller.register(door.socket, zmq.POLLIN)
         return made
 
@@ -300,3 +308,11 @@ class Bus:
         self._context.term()
         self._wake_in.close()
         self._wake_out.close()
+
+
+def _connection(frame: zmq.Frame) -> int:
+    """The file descriptor a frame came from; -1 where there is none (inproc)."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except (zmq.ZMQError, TypeError, ValueError):
+        return -1

@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -176,6 +176,8 @@ class Guard:
 class Doorbell:
     """Failed handshakes of one socket, for the audit log; used by the socket's own thread.
 
+    `accepted` is told the file descriptor of each new connection.
+
     libzmq's I/O thread waits when nobody takes its events, and everything waits for the I/O
     thread: hence an unbounded queue, read by the thread that owns the socket, and closed first.
     """
@@ -187,10 +189,16 @@ class Doorbell:
         | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     )
 
-    def __init__(self, context: zmq.Context, watched: zmq.Socket, audit: Audit) -> None:
-        self._watched, self._audit = watched, audit
+    def __init__(
+        self,
+        context: zmq.Context,
+        watched: zmq.Socket,
+        audit: Audit,
+        accepted: Callable[[int], None],
+    ) -> None:
+        self._watched, self._audit, self._accepted = watched, audit, accepted
         address = f"inproc://doorbell-{secrets.token_hex(8)}"
-        watched.monitor(address, self.EVENTS)
+        watched.monitor(address, self.EVENTS | zmq.EVENT_ACCEPTED)
         self.socket = context.socket(zmq.PAIR)
         self.socket.linger = 0
         self.socket.setsockopt(zmq.RCVHWM, 0)
@@ -203,8 +211,12 @@ class Doorbell:
                 event = recv_monitor_message(self.socket, zmq.NOBLOCK)
             except zmq.Again:
                 return
-            name = str(zmq.Event(event["event"]).name).lower()
-            self._audit.write("handshake_failed", event=name, detail=int(event["value"]))
+            kind, value = event["event"], int(event["value"])
+            if kind == zmq.EVENT_ACCEPTED:
+                self._accepted(value)
+            else:
+                name = str(zmq.Event(kind).name).lower()
+                self._audit.write("handshake_failed", event=name, detail=value)
 
     def close(self) -> None:
         """Stop watching; before the watched socket closes."""
