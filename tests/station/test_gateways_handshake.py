@@ -142,6 +142,20 @@ def test_losing_the_station_withdraws_an_unread_ok():
     assert shown(shake)[2:] == (Word.REFUSED, Code.LINK_LOST)
 
 
+def test_a_station_that_is_only_not_ready_takes_no_verdict_away():
+    shake = synced()
+    shake.plc(PlcWords(1, 1), 0.0)
+    for health in (Health(link=True), UP):
+        shake.station(health)
+        assert shake.phase is Phase.BUSY
+    shake.answer(1, OK, 0.1)
+    shake.station(Health(link=True))
+    assert shown(shake)[2:] == (Word.OK, Code.SCORE)
+    idle = synced()
+    idle.station(Health())
+    assert idle.phase is Phase.IDLE
+
+
 def test_losing_the_station_ends_a_part_in_flight():
     shake = synced()
     shake.plc(PlcWords(1, 1), 0.0)
