@@ -150,16 +150,6 @@ class DescribeService:
             tokens_per_s=s.tokens_per_s,
         )
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until all that was submitted is described (a run that ends); False if not in time.
-
-        Never called on the verdict path.
-        """
-        end = self._clock() + timeout_s
-        while self.stats().queued and self._clock() < end and self._thread.is_alive():
-            time.sleep(0.02)
-        return not self.stats().queued
-
     def stop(self, timeout_s: float = 1.0) -> None:
         """Kill the child and end the thread; requests still queued are dropped and named."""
         self._stop.set()

@@ -20,7 +20,6 @@ from engines.describer import DescribeRequest, DescriberSettings
 _HEAD = struct.Struct("<I")
 # A child that reads nothing for this long is stopped or gone.
 SEND_TIMEOUT_S = 5.0
-MAX_MESSAGE = 64 << 20
 
 
 class ChildGone(Exception):

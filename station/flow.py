@@ -216,11 +216,6 @@ class Flow:
         """Accepted parts without a verdict, those about to be accepted included."""
         return len(self._open) + self._reserved
 
-    def oldest_deadline_ns(self) -> int:
-        """Deadline of the most patient open part, 0 without one."""
-        with self._changed:
-            return max((p.deadline_ns for p in self._open.values()), default=0)
-
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until every open part has its verdict; whether that happened in time."""
         return self.wait_below(1, timeout_s)

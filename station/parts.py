@@ -1,6 +1,6 @@
 """A part on its way through the station, and what observers get when it is done."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,6 @@ class Part:
     turn: int = 0  # place in the order in which parts were taken to the engine
     done: bool = False  # a verdict is durable, or can no longer be: nobody waits for it
     committed: Committed | None = None
-    told: list[str] = field(default_factory=list)
 
     @property
     def trigger_id(self) -> str:

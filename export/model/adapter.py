@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from export.model.config import GRID, ModelConfig
 
 SIZE = 240
-PREFIX_TOKENS = 21
 CELLS = 3
 LEARNED = 9
 

@@ -1,7 +1,6 @@
 """What every source of frames is: a camera, a stream, a folder, a video, a recording."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -70,8 +69,3 @@ def open_source(spec: str, settings: SourceSettings | None = None) -> Source:
     from station.sources.choose import choose
 
     return choose(spec, settings or SourceSettings(spec=spec))
-
-
-def is_path(spec: str) -> bool:
-    """Whether `spec` names something in the file system rather than a camera or an address."""
-    return "://" not in spec and not spec.isdigit() and not Path(spec).is_char_device()

@@ -5,7 +5,6 @@ compares it after copying (a torn copy is told, never used). Anonymous memory (m
 /dev/shm files: nothing is left behind by kill -9 and a container's 64 MB /dev/shm does not matter.
 """
 
-import ctypes
 import mmap
 import os
 import struct
@@ -126,9 +125,3 @@ def available_bytes() -> int:
     except OSError:
         pass
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it is gone."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, 9)

@@ -15,7 +15,6 @@ HISTORY = 2000  # parts in the histogram and the what-if
 REJECTS = 48
 EVENTS = 50
 SPARK = 120  # points of the latency line
-NEWS = ("result", "desc", "event", "state")
 Message = tuple[str, dict[str, Any]]
 
 

@@ -22,7 +22,6 @@ class Subscriber:
 
     def __init__(self) -> None:
         self._queue: queue.Queue[bytes | None] = queue.Queue(DEPTH)
-        self._behind = False
 
     def put(self, message: bytes | None) -> None:
         """Give it a message; when it is full, empty it and ask for a fresh state."""
