@@ -1,4 +1,4 @@
-"""Labelled image sets for training and evaluation: layouts, splits and shots (MODEL.md, 7)."""
+"""Labelled image sets for training and evaluation: layouts, splits and shots."""
 
 import json
 from collections import defaultdict

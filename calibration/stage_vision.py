@@ -33,7 +33,7 @@ COVERED = 0.06
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Hyperparameters of the vision stage; each switch is one of MODEL.md's."""
+    """Hyperparameters of the vision stage."""
 
     steps: int = 900
     batch: int = 24

@@ -1,4 +1,4 @@
-"""`python -m calibration.tiles`: what cutting a picture into tiles gains and costs (MODEL.md, 5).
+"""`python -m calibration.tiles`: what cutting a picture into tiles gains and costs.
 
 Through the exported engines, bank memory of the shots' own tiles, maps stitched by maximum, score =
 maximum over tiles; beside it the whole picture as one tile, same shots.

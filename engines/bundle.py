@@ -1,4 +1,4 @@
-"""A bundle: the folder with everything a model needs on the run side (DESIGN.md)."""
+"""A bundle: the folder with everything a model needs on the run side."""
 
 import hashlib
 import os

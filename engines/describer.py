@@ -18,7 +18,7 @@ from engines.errors import EngineError
 from engines.facts import Area, Confidence, Facts, Region, half_peak_level, part_facts
 
 _FILLER = re.compile(r"^\s*(?:with|has|having|showing|of)?\s*(?:an?|the|some)?\s+(?=\S)")
-MAX_TOKENS = 128  # the longest answer, by grammar (DESIGN.md, Describer)
+MAX_TOKENS = 128  # the longest answer, by grammar
 
 
 class DescriberSettings(BaseModel):

@@ -6,7 +6,7 @@ The sentence says what is wrong, where, and what to do. `station.cli` prints it 
 
 
 class StationError(Exception):
-    """Base of all errors meant for a user. `code` is the documented exit code (LINE.md, Daemon)."""
+    """Base of all errors meant for a user. `code` is the documented exit code (README)."""
 
     code = 1
 

@@ -1,6 +1,6 @@
 """The adapter's prefix: image, anchors and map of a part as 21 embeddings of the language model.
 
-`prefix.onnx` of the bundle (MODEL.md section 4): cls (B,E), anchors (B,2,E), f_out (B,15,15,3) in,
+`prefix.onnx` of the bundle: cls (B,E), anchors (B,2,E), f_out (B,15,15,3) in,
 prefix (B,21,H) out. Its metadata says whether it is trained, and for which model.
 """
 

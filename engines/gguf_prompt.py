@@ -1,6 +1,6 @@
 """What the language model is told and the shape of what it may answer.
 
-The sequence is the paper's (III-D, MODEL.md section 4): image, text, map and learned embeddings
+The sequence is the paper's (III-D): image, text, map and learned embeddings
 and a question. In the model's own template the instruction comes first, so that its KV state can
 be kept for every part; in the paper's order (`### Human: <Img>...`) the image comes early and
 little can be kept. The findings of the map stand beside the embeddings as text, because the

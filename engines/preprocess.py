@@ -1,4 +1,4 @@
-"""The one way from a frame to the pixels of the model (MODEL.md, Pixels).
+"""The one way from a frame to the pixels of the model.
 
 Training, enrolment, INT8 calibration, evaluation, replay and the station all call this module, and
 `spec_hash` goes into every artefact: two resizes in one product is the classic silent accuracy bug.

@@ -93,7 +93,7 @@ def place_words(location: str) -> str:
 
 
 def sentence_of(noun: str, category: str, facts: Facts) -> str:
-    """Scene sentence, then what, where, how large, what colour and how sure (MODEL.md, 6)."""
+    """Scene sentence, then what, where, how large, what colour and how sure."""
     noun = noun[:60]
     scene = f"This is a picture of {article(noun)}."
     if not facts.defective:

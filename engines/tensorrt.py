@@ -195,7 +195,7 @@ def graph_sha(onnx_path: Path) -> str:
 def engine_key(
     onnx_path: Path, place: Gpu | str, precision: str, shapes: Shapes, trt: Any
 ) -> dict[str, Any]:
-    """The cache key, in words (DESIGN.md): what must be equal for an engine to be used.
+    """The cache key, in words: what must be equal for an engine to be used.
 
     place: the GPU that is here, or the target of a build ahead of time.
     """

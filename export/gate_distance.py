@@ -1,4 +1,4 @@
-"""The distances of an engine against float64, from the engine's own tokens (MODEL.md 3).
+"""The distances of an engine against float64, from the engine's own tokens.
 
 Two figures tell two stories. Between PyTorch and an engine, tokens differ by rounding of the whole
 tower, and a distance amplifies that: `distance_sq_max`. Here the tokens are the engine's own, so

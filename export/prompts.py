@@ -1,4 +1,4 @@
-"""The project's own prompt ensemble (MODEL.md, Text): states and templates in a fixed order."""
+"""The project's own prompt ensemble: states and templates in a fixed order."""
 
 from typing import Any
 

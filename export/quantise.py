@@ -1,7 +1,7 @@
 """INT8 twins of the tower for CPUs: dynamic, and static QDQ calibrated with real frames.
 
 Only the linear layers of the transformer are quantised. Attention's softmax, layer norms, the last
-projection, text comparison and distances stay FP32 (DESIGN.md, The gate), and so does the
+projection, text comparison and distances stay FP32, and so does the
 convolutional stem: its ReLU6 depthwise layers lose too much per tensor and gain no time on a CPU
 without VNNI (measured, see the model card). So do the first linear layers where a token would turn
 away otherwise: what is lost there grows through all blocks (nano: the first block's attention alone

@@ -314,5 +314,5 @@ def _connection(frame: zmq.Frame) -> int:
     """The file descriptor a frame came from; -1 where there is none (inproc)."""
     try:
         return int(frame.get(zmq.SRCFD))
-    except (zmq.ZMQError, TypeError, ValueError):
+    except zmq.ZMQError:
         return -1

@@ -1,7 +1,7 @@
 """`station ctl`: the commands of an admin, changeover, mode and reset, from a shell.
 
 Exit codes as everywhere: 0 done, 2 the key may not, 8 the recipe was refused, 1 anything else that
-was not done or not answered (LINE.md, Daemon).
+was not done or not answered (docs/integrator.md).
 """
 
 from pathlib import Path

@@ -35,7 +35,7 @@ def become_idle() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        # Seen to keep verdict p99 at 16 ms where normal priority gave 59 (DESIGN.md).
+        # Seen to keep verdict p99 at 16 ms where normal priority gave 59.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (OSError, AttributeError):  # a container may forbid it: nice 19 is the next best
         os.nice(19)

@@ -22,7 +22,7 @@ from station.parts import Part
 from station.schema import Opening, Reason, Verdict
 from station.sources.base import EndOfSource, Frame, Source
 
-_TICK_S = 0.1  # LINE.md: idle workers tick every 100 ms
+_TICK_S = 0.1  # idle workers tick every 100 ms
 log = structlog.get_logger("lane")
 
 

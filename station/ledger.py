@@ -29,7 +29,7 @@ __all__ = ["Committed", "Duplicate", "FetchPage", "Ledger", "PartHandle"]
 Listener = Callable[[Committed], None]
 log = logging.getLogger("station.ledger")
 
-IDLE_S = 0.1  # the writer ticks at least this often (LINE.md: idle workers tick every 100 ms)
+IDLE_S = 0.1  # the writer ticks at least this often (idle workers tick every 100 ms)
 HEAL_S = 1.0  # how often a faulty ledger is tried again
 MAX_GROUP = 256  # bounds the time one transaction takes
 # A checkpoint costs two fsyncs and tens of milliseconds: wait for a quiet moment, but not for ever

@@ -15,7 +15,7 @@ from station.schema import Verdict
 from station.sources.base import Frame
 from station.sources.decode import decoded
 
-_MOST_BYTES = 4 << 20  # LINE.md: a picture on the bus
+_MOST_BYTES = 4 << 20  # of a picture on the bus
 _THUMB_PX = 320
 _PREFIX = "part/"
 Media = tuple[str, bytes]

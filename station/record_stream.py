@@ -1,7 +1,7 @@
 """The file under a recording: flushed and fdatasync'ed on a schedule, `.part` until it is whole.
 
 The MCAP library never syncs; after a power cut only what this class synced is sure to be there:
-at most one second or 64 MiB is lost (LINE.md, "Recording and replay").
+at most one second or 64 MiB is lost.
 """
 
 import contextlib

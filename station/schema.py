@@ -3,7 +3,7 @@
 Every body is the UTF-8 JSON of one model made by `body()`, at most 16 KiB, and stays those very
 bytes in the ledger row, on the bus, in a FETCH answer and in a recording. Readers ignore fields
 they do not know; numbers are finite; times are integers of microseconds; ids of 64 bits are
-16 lower-case hex digits, because JavaScript rounds integers above 2^53 (LINE.md, "The bus").
+16 lower-case hex digits, because JavaScript rounds integers above 2^53 (docs/integrator.md).
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""From a score to a verdict: the one place where OK can be born (LINE.md, "On the line")."""
+"""From a score to a verdict: the one place where OK can be born."""
 
 import math
 

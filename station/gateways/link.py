@@ -22,7 +22,7 @@ from station.keys import load_identity
 from station.schema import STORED, Result
 from station.schema_ctl import Kind, Reply
 
-HB_MISSED = 3  # LINE.md: three missed heartbeats = NOT READY
+HB_MISSED = 3  # three missed heartbeats = NOT READY
 HELLO_EVERY_S = 0.5
 # Keeps the session from expiring over a long break, and notices within a second that a station
 # which came back has forgotten it.

@@ -1,6 +1,6 @@
 """The Modbus register map: what a PLC reads (input registers) and writes (holding registers).
 
-Source: LINE.md "Gateways"; docs/integrator.md is the prose of this file and a test keeps both in
+docs/integrator.md is the prose of this file and a test keeps both in
 step. 32-bit numbers take two registers, high word first. One image is 21 registers and is read in
 one request (the protocol allows 125). Nothing here knows sockets or time.
 """

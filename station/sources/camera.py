@@ -26,7 +26,7 @@ from station.sources.ring import Ring, Slot
 from station.supervise import Backoff, RestartCap
 
 _OPEN_S = 10.0  # V4L2 and RTSP may take seconds to open; more means it is not there
-_MIN_STALL_NS = 250_000_000  # LINE.md: stall = max(3 frame periods, 250 ms)
+_MIN_STALL_NS = 250_000_000  # stall = max(3 frame periods, 250 ms)
 # READY=0 must be on the bus by then, so it is decided a little before: the watchdog looks every
 # 20 ms, and a status takes some milliseconds to be heard.
 _TELL_NS = 30_000_000

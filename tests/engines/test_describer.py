@@ -202,7 +202,7 @@ def test_findings_repeat_the_nouns_of_the_recipes_phrases():
     assert request(0, categories=("{} with a crack", "dent")).kinds == ("crack", "dent")
 
 
-# --- embeddings instead of ids (MODEL.md, vector 11) ---------------------------------------------
+# --- embeddings instead of ids -----------------------------------------------------------------
 
 PROMPTS = [
     f"<|im_start|>user\n{ask}<|im_end|>\n<|im_start|>assistant\n"

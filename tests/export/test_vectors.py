@@ -1,4 +1,4 @@
-"""MODEL.md section 8: numbers worked out by hand, against the PyTorch model."""
+"""Numbers worked out by hand, against the PyTorch model."""
 
 import math
 

@@ -77,7 +77,7 @@ def home(enrolled, tmp_path):
 
 
 class Ear:
-    """A subscriber and a client written with pyzmq and json alone (LINE.md, The bus)."""
+    """A subscriber and a client written with pyzmq and json alone (docs/integrator.md)."""
 
     def __init__(self, home: Home) -> None:
         self.context = zmq.Context()
