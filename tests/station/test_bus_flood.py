@@ -6,11 +6,13 @@ import struct
 import time
 
 import pytest
+import zmq
 from buskit import FastStation, Raw
 from faultkit.station import until
 from securitykit import NULL_GREETING
 
 from station import bus_flood
+from station.bus import _connection
 from station.bus_flood import ALLOWED, ALLOWED_PER_S, MOST, TURN, Flood
 from station.schema import new_id
 from station.security import Audit
@@ -139,6 +141,12 @@ def test_all_connections_get_their_turn(wire):
     assert wire.ended == list(range(TURN))
     wire.flood.check()
     assert wire.ended == list(range(2 * TURN))
+
+
+def test_a_frame_that_came_over_no_connection_is_nobodys(wire):
+    assert _connection(zmq.Frame(b"x")) == -1
+    wire.flood.whole(-1)
+    assert len(wire.flood) == 0
 
 
 def test_what_is_no_tcp_connection_is_nothing(tmp_path):
