@@ -18,7 +18,7 @@ def open_observers(
 ) -> tuple[dict[str, PartObserver], Pictures]:
     """Observers by name, and the pictures that answer GET. InUseError: the metrics port."""
     pictures = Pictures()
-    thumbs = Thumbs(daemon.bus.publish_thumb)
+    thumbs = Thumbs(daemon.bus.publish_thumb, frozenset(settings.cameras))
     made: dict[str, PartObserver] = {"pictures": pictures, "thumbs": thumbs}
     if settings.archive.enabled:
         from station.archive import Archive

@@ -1,7 +1,7 @@
 """The stream `thumb`: small pictures of finished parts for screens, at a limited rate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import cv2
 import numpy as np
@@ -19,15 +19,23 @@ Publish = Callable[[bytes, int, int, str | None], None]
 
 
 class Thumbs:
-    """PartObserver: publishes the picture of a part, at most `PER_S` a second and camera."""
+    """PartObserver: publishes the picture of a part, at most `PER_S` a second and camera.
 
-    def __init__(self, publish: Publish, now: Callable[[], float] = time.monotonic) -> None:
-        self._publish = publish
+    `cameras` are the names that part ids may begin with; any other beginning is the part's own.
+    """
+
+    def __init__(
+        self,
+        publish: Publish,
+        cameras: Collection[str] = (),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publish, self._cameras = publish, cameras
         self._limits = Buckets(PER_S, 1.0, now)
 
     def part(self, record: PartRecord) -> None:
         """Publish a part's picture, unless it has none or the last one was just now."""
-        if record.frame is None or not self._limits.take(_camera(record.result)):
+        if record.frame is None or not self._limits.take(self._camera(record.result)):
             return
         image = decoded(record.frame).image
         if image is None:
@@ -42,11 +50,10 @@ class Thumbs:
     def close(self) -> None:
         """Nothing is held open."""
 
-
-def _camera(result: Result) -> str:
-    """With several cameras a part id begins with the camera's name and a slash."""
-    name, slash, _ = result.part_id.partition("/")
-    return name if slash else ""
+    def _camera(self, result: Result) -> str:
+        """With several cameras a part id begins with the camera's name and a slash."""
+        name = result.part_id.partition("/")[0]
+        return name if name in self._cameras else ""
 
 
 def _size(jpeg: bytes) -> tuple[int, int]:

@@ -26,7 +26,9 @@ def record(image=PLAIN, part_id="p1", raw=None, **changes):
 class Screen:
     def __init__(self):
         self.now, self.seen = 100.0, []
-        self.thumbs = Thumbs(lambda *thumb: self.seen.append(thumb), lambda: self.now)
+        self.thumbs = Thumbs(
+            lambda *thumb: self.seen.append(thumb), {"left", "right"}, lambda: self.now
+        )
 
     def show(self, *records):
         for one in records:
@@ -58,6 +60,8 @@ def test_no_more_than_two_a_second_and_camera():
     screen.now += 0.02
     assert screen.show(record()) == 2
     assert screen.show(record(part_id="left/1"), record(part_id="right/1")) == 4
+    screen.now += 0.5
+    assert screen.show(record(part_id="lot-1/1"), record(part_id="lot-2/1"), record()) == 5
 
 
 def test_a_part_without_a_picture_has_no_thumb():
