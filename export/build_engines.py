@@ -138,7 +138,9 @@ def _weights_options(group: Any) -> None:
         "--checkpoint", metavar="FILE|hf://owner/repo/file",
         help="OpenCLIP checkpoint of the towers, .pt or .safetensors",
     )  # fmt: skip
-    group.add_argument("--sha256", metavar="HEX", help="sha256 of the checkpoint (or its start)")
+    group.add_argument(
+        "--sha256", metavar="HEX", help="sha256 of the checkpoint, or its first 8 digits"
+    )
     group.add_argument(
         "--unverified", action="store_true", help="accept a checkpoint nothing vouches for"
     )

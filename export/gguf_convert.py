@@ -222,6 +222,11 @@ def _resume_at(tensors: list[_Tensor], head: Path, part: Path) -> int:
 
 def _values(checkpoint: Checkpoint, tensor: _Tensor) -> NDArray[np.floating]:
     values = checkpoint.load(tensor.source)
+    if not np.isfinite(values).all():  # NaN is not larger than the largest F16 either
+        raise EngineError(
+            f"{checkpoint.folder}: {tensor.source} has values that are not finite; the checkpoint "
+            "is damaged, fetch it again"
+        )
     config = checkpoint.config
     heads = config["num_attention_heads"]
     if tensor.name.endswith("attn_q.weight"):

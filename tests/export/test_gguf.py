@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from engines.errors import EngineError  # noqa: E402
 from engines.gguf_file import check_gguf, find_gguf  # noqa: E402
 from engines.gguf_model import LlamaModel, Span  # noqa: E402
 from export.gguf import make_gguf  # noqa: E402
+from export.gguf_convert import _values  # noqa: E402
 from export.gguf_quantize import perplexity, quantize  # noqa: E402
 from export.gguf_source import Checkpoint  # noqa: E402
 
@@ -302,3 +304,19 @@ def test_an_importance_matrix_changes_the_quantization(f16, tmp_path):
     assert without.read_bytes() != with_it.read_bytes()
     with pytest.raises(EngineError, match="importance matrix"):
         quantize(f16, tmp_path / "c.gguf", "Q4_K_M", say, f16)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(np.nan, "not finite"), (np.inf, "not finite"), (1e5, "too large for F16")]
+)
+@pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.0.attn_q.weight"])
+def test_numbers_a_gguf_cannot_hold_are_refused_by_name(name, value, told):
+    """NaN went through: it is not larger than the largest F16."""
+    weight = np.ones((8, 4), np.float32)
+    weight[5, 1] = value
+    source = SimpleNamespace(
+        folder="model", config={"num_attention_heads": 2}, load=lambda name: weight.copy()
+    )
+    tensor = SimpleNamespace(name=name, source="up", dtype=np.float16)
+    with pytest.raises(EngineError, match=f"model: up has values .*{told}"):
+        _values(source, tensor)
