@@ -12,10 +12,10 @@ import typer
 
 from engines.errors import StationError, UsageError
 from station.cli_faults import (
+    check_arguments,
     leave_stdout,
     pipe_closed,
     printable_output,
-    refuse_blank,
     unforeseen,
 )
 from station.lazy import Lazy, LazyGroup
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _call(argv: list[str]) -> int:
-    refuse_blank(argv)
+    check_arguments(argv)
     try:
         app(args=argv, prog_name="station")
     except SystemExit as end:  # typer's own: usage errors are 2, help is 0

@@ -16,10 +16,15 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def refuse_blank(argv: list[str]) -> None:
-    """UsageError for an empty or blank argument: as a path it would mean the working directory."""
+def check_arguments(argv: list[str]) -> None:
+    """UsageError for an empty or blank argument: as a path it would mean the working directory;
+    and for one that is not UTF-8: no message, ledger or configuration hash could hold it."""
     before = ""
     for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!r} is not UTF-8: rename that file, or say it so") from None
         option, equals, value = argument.partition("=")
         if argument.startswith("--") and equals and not value.strip():
             raise UsageError(f"{option} is empty: name what it means, or leave it out")

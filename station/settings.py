@@ -301,12 +301,23 @@ def _check_environment() -> None:
     for name in sorted(os.environ):
         if not name.startswith("STATION_") or name in OTHER_VARIABLES:
             continue
+        if not _is_text(os.environ[name]):
+            raise ConfigError(f"environment {name}: its value is not UTF-8")
         section, _, key = name.removeprefix("STATION_").lower().partition("__")
         field = Settings.model_fields.get(section)
         known = getattr(field.annotation, "model_fields", None) if field else {}
         if field is None or (known is not None and key and key.partition("__")[0] not in known):
             path = (section, key) if field else (section,)
             raise ConfigError(f"environment {name}: no such setting{_did_you_mean(path)}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: the hash of the configuration is of its text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(file: Path, *, required: bool) -> str:

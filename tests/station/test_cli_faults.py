@@ -124,6 +124,19 @@ def test_an_empty_source_of_the_settings_is_refused_too(tmp_path, monkeypatch, c
     assert code == 4 and err.startswith("station: the source is empty")
 
 
+@pytest.mark.parametrize(
+    "argv", [("run", "--source"), ("ask",), ("replay",), ("ledger", "forget"), ("keys", "new")]
+)
+def test_an_argument_that_is_not_utf_8_is_refused(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    code, err = said(capsys, *argv, os.fsdecode(b"gr\xf6\xdfe"))
+    assert code == 2 and err.startswith(r"station: 'gr\udcf6\udcdfe' is not UTF-8")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("STATION_SOURCE__SPEC", os.fsdecode(b"gr\xf6\xdfe"))
+    code, err = said(capsys, "run")
+    assert code == 3 and "STATION_SOURCE__SPEC: its value is not UTF-8" in err
+
+
 def test_a_full_disk_behind_the_output_is_one_sentence(tmp_path):
     done = process("STATION config > /dev/full", tmp_path)
     assert done.returncode == 2
