@@ -191,6 +191,12 @@ def test_triggers_without_a_ready_station_are_refused_with_the_cause():
         assert shown(shake)[3] is code
 
 
+def test_the_fault_bit_tells_a_fault_or_a_lost_link():
+    for link, fault in ((True, False), (True, True), (False, False), (False, True)):
+        bits = synced(Health(link=link, ready=True, fault=fault)).image().bits
+        assert bool(bits & Bits.FAULT) is (fault or not link)
+
+
 class AnyHandshake(RuleBasedStateMachine):
     """Whatever PLC, station and clock do in whatever order."""
 
