@@ -20,7 +20,7 @@ def bundle(settings: Settings) -> Iterator[Finding]:
     whole = f"{manifest.preset}, {len(manifest.files)} files whole, {loaded.path}"
     yield Finding("bundle", "ok", whole)
     yield Finding("weights", "info", manifest.trained)
-    for entry in loaded.engines("detector"):
+    for entry in sorted(manifest.engines, key=lambda e: e.kind != "detector"):
         yield Finding(entry.file, "info", _figures(entry))
     for refused in manifest.rejected:
         why = f"{'; '.join(refused.get('reasons', ()))} ({_told(refused)})"
