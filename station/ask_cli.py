@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from engines.describer import DescribeRequest, DescriberSettings, Description
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, SourceError, UsageError
 from engines.gguf_describer import LlmDescriber
 from station.archive import CLASSES
 from station.archive_index import Entry, entries
@@ -85,14 +86,22 @@ def _lines() -> Iterator[str]:
 
 
 def find_part(folder: Path, part_id: str) -> Asked:
-    """The newest archived picture of a part. Raises UsageError when there is none."""
+    """The newest archived picture of a part.
+
+    Raises UsageError when there is none, SourceError when what names the part is no result.
+    """
     found: list[tuple[Result, Entry]] = []
     for kind in CLASSES:
         for entry in entries(folder, kind):
             body = entry.read(".json")
             if body is None or part_id.encode() not in body:
                 continue
-            result = Result.model_validate_json(body)
+            try:
+                result = Result.model_validate_json(body)
+            except ValidationError:
+                raise SourceError(
+                    f"{entry.stem}.json: not a result of the archive; remove it"
+                ) from None
             if part_id in {result.part_id, result.trigger_id}:
                 found.append((result, entry))
     for result, entry in sorted(found, key=lambda f: f[0].t_trigger_us, reverse=True):

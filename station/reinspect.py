@@ -72,6 +72,8 @@ def done_before(path: Path, head: dict[str, Any]) -> list[Row]:
     """
     if not path.exists():
         return []
+    if not path.is_file():  # a device has no end to read to, a pipe none to go on at
+        raise UsageError(f"{path} is not a file: name another --out")
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     rows: list[Row] = []

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, SourceError, UsageError
 from station.ask_cli import find_part, talk
 from station.schema import Result
 
@@ -40,6 +40,15 @@ def test_the_newest_picture_of_a_part_is_found_by_part_or_trigger(tmp_path):
 def test_a_part_that_is_not_archived_gives_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="holds no picture of part 'B7'"):
         find_part(tmp_path, "B7")
+
+
+def test_a_damaged_result_of_the_archive_is_one_sentence(tmp_path):
+    archive(tmp_path, "A1", "0" * 15 + "1", 100)
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text('{"part_id": "A1"}')
+    with pytest.raises(SourceError, match=r"1\.json: not a result of the archive") as caught:
+        find_part(tmp_path, "A1")
+    assert "\n" not in str(caught.value)
 
 
 class Forgetful:

@@ -1,6 +1,8 @@
 """Re-inspection: the verdicts of the station, resumable, over processes, in shares."""
 
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -118,6 +120,14 @@ def test_a_foreign_file_is_refused_as_it_was(folder, settings, engine, tmp_path,
         reinspect(settings, items([folder]), out, 1)
     assert "\n" not in str(caught.value)
     assert out.read_bytes() == content
+
+
+def test_a_device_a_pipe_or_a_folder_is_no_place_for_a_report(tmp_path):
+    """/dev/full is read for ever, a pipe hangs, /dev/null cannot be synchronised."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/full"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match="is not a file: name another --out"):
+            done_before(path, {})
 
 
 def test_what_cannot_be_judged_is_an_error_row_and_the_run_goes_on(
