@@ -126,8 +126,8 @@ class Control:
         elif isinstance(command, ModeCommand):
             self._set_mode(command.mode, reply)
         elif isinstance(command, Reset):
-            self._daemon.reset()
-            reply.done()
+            ready, faults = self._daemon.reset()
+            reply.done(ready=ready, faults="; ".join(faults)[:500])
 
     def _set_mode(self, mode: str, reply: AdminReply) -> None:
         """Durable first: a station that was stopped stays stopped after a restart."""

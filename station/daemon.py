@@ -63,6 +63,7 @@ class Daemon:
         self._images: Callable[[str], tuple[str, bytes] | None] = lambda _ref: None
         self._last_status: StatusFacts | None = None
         self._bus: Bus | None = None
+        self._golden: GoldenWatch | None = None
         self._outcome: Outcome | None = None
         self.openings = Openings(self)
         self.readiness = Readiness(self._ready_changed)
@@ -151,7 +152,8 @@ class Daemon:
         batch = -(-len(sources) // count)
         self.detector = DetectorThreads(self.flow, ready, self.ticks, self._desc_room, batch, count)
         if self.settings.golden.every_s:
-            self.detector.between = self._golden_watch().look
+            self._golden = self._golden_watch()
+            self.detector.between = self._golden.look
         self.watch = Watch(self)
         self.watch.probe_all()
         hooks = LaneHooks(
@@ -238,10 +240,13 @@ class Daemon:
         """The status that was published last (for /metrics: asking must not move `hb`)."""
         return self._last_status or self.status()
 
-    def reset(self) -> None:
-        """A person has looked at the faults: forget those that only a person may clear."""
+    def reset(self) -> tuple[bool, tuple[str, ...]]:
+        """A person has looked: look at every reason against READY again, now. (ready, faults)."""
         self.event("reset", "info", "faults were reset by command")
-        self.readiness.evaluate()
+        self.watch.look_at_disk()
+        if self._golden is not None:
+            self._golden.at_once()
+        return self.readiness.evaluate()
 
     def take_ticks(self) -> None:
         """Signs of life that workers keep themselves."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import zmq
 
+from station.address import reach
 from station.doctor import Finding
 from station.record_budget import free_bytes
 from station.settings import Settings
@@ -190,7 +191,7 @@ def _bindable(host: str, port: int) -> bool:
 def _station_answers(host: str, port: int) -> bool:
     from station.client import Client, NoAnswer, Refused
 
-    client = Client(f"tcp://{host}:{port}", name="doctor", timeout_s=0.5)
+    client = Client(reach(host, port), name="doctor", timeout_s=0.5)
     try:
         client.ping()
     except Refused:

@@ -34,18 +34,23 @@ class GoldenWatch:
         self._on_event = on_event
         self._schedule = GoldenSchedule(settings.every_s)
         self._judged_by: set[str] = set()
+        self._again = False
         self._steps: Generator[None, None, list[str]] | None = None  # of the check that goes on
 
     def look(self, idle: bool) -> None:
         """Check if it is due: when nothing waits, or when a busy line has put it off too long."""
         products = list(self._products())
         now = {product.sha for product in products}
-        if now != self._judged_by:
-            self._judged_by = now
+        if now != self._judged_by or self._again:
+            self._judged_by, self._again = now, False
             self._schedule.at_once()
             self._steps = None
         if (self._schedule.due() and idle) or self._schedule.overdue():
             self._step(products)
+
+    def at_once(self) -> None:
+        """Check anew as soon as nothing waits; from any thread."""
+        self._again = True
 
     def _step(self, products: list[Product]) -> None:
         """One picture; the heartbeat and the next part wait no longer than that."""

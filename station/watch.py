@@ -61,7 +61,7 @@ class Watch:
                 "ledger_large", "warning", f"{path} has {size >> 20} MiB (ledger.max_bytes)"
             )
 
-    def _look_at_disk(self) -> None:
+    def look_at_disk(self) -> None:
         """`_keep_house`; a disk that cannot be looked at is one that READY cannot trust."""
         try:
             self._keep_house()
@@ -97,7 +97,7 @@ class Watch:
             self._daemon.readiness.evaluate()
             now = time.monotonic()
             if now - kept >= _HOUSEKEEPING_S:
-                self._look_at_disk()
+                self.look_at_disk()
                 kept = now
             if now - retained >= _RETENTION_S:
                 self._retain()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engines.errors import EngineError
+from station.address import reach
 from station.keys import load_identity
 from station.settings import Settings, load_settings
 
@@ -29,21 +30,16 @@ def ui(
     settings = load_settings(config, {"ui": given} if given else None)
     if key is not None:
         load_identity(key)  # a wrong one is told here, not by a page without news
-    where = station or _reachable(settings.bus.host)
+    where = station or settings.bus.host
     serve(
         settings.ui,
-        pub=f"tcp://{where}:{settings.bus.pub_port}",
-        ctl=f"tcp://{where}:{settings.bus.ctl_port}",
+        pub=reach(where, settings.bus.pub_port),
+        ctl=reach(where, settings.bus.ctl_port),
         keys=key,
         recipes=settings.recipe.root,
         bundle=_bundle(settings),
         on_ready=lambda text: typer.echo(text, err=True),
     )
-
-
-def _reachable(host: str) -> str:
-    """An address to connect to, for one that was bound."""
-    return "127.0.0.1" if host in {"0.0.0.0", "*", "::"} else host
 
 
 def _bundle(settings: Settings) -> Path | None:

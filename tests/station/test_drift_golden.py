@@ -94,6 +94,19 @@ def test_a_check_goes_one_picture_a_look_so_that_the_heartbeat_never_waits(folde
     assert len(judged) == 4, "the next check is not due"
 
 
+def test_a_reset_has_the_golden_parts_judged_again_at_once(folder, monkeypatch):
+    verdict = [Verdict.UNDECIDED]
+    shop = Shop(folder, monkeypatch, lambda image: verdict[0] or eye(image))
+    for _look in range(6):
+        shop.watch.look(idle=True)
+    assert "4 of 4 wrong" in shop.faults[-1]
+    verdict[0] = None
+    shop.watch.at_once()
+    for _look in range(6):
+        shop.watch.look(idle=True)
+    assert shop.faults[-1] is None
+
+
 def test_a_check_that_fails_altogether_takes_ready_once_a_period(folder, monkeypatch):
     shop = Shop(folder, monkeypatch, eye)
     monkeypatch.setattr("station.golden.check", lambda *_: (_ for _ in ()).throw(OSError(13, "no")))
