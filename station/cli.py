@@ -208,7 +208,8 @@ def _call(argv: list[str]) -> int:
         if pipe_closed(end):
             raise BrokenPipeError from None
         code = end.code if isinstance(end.code, int) else 0
-    sys.stdout.flush()  # a full disk behind it is told here, not by the interpreter's exit
+    if sys.stdout is not None:  # a service may be started without one
+        sys.stdout.flush()  # a full disk behind it is told here, not by the interpreter's exit
     return code
 
 

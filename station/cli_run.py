@@ -48,8 +48,9 @@ def run(settings: Settings, config: Path | None, options: Options | None = None)
     lost = any(any(causes.values()) for causes in outcome.losses.values())
     if outcome.totals.parts or lost or not interrupted:
         print_summary(outcome, f"{settings.station.line}/{settings.station.name}")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a service may be started without one
+            stream.flush()
     errors = [lane.error for lane in daemon.lanes.values() if lane.error is not None]
     if errors and not interrupted:
         raise errors[0]  # a StationError with its own exit code, anything else with 1

@@ -164,6 +164,8 @@ def test_a_reader_that_leaves_is_no_fault(tmp_path):
         done = process(f"{command} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}", tmp_path)
         assert done.returncode == 0, command
         assert "rror" not in done.stderr
+    done = process("STATION config >&-", tmp_path)
+    assert done.returncode == 0 and "rror" not in done.stderr
 
 
 def test_what_is_printed_may_hold_a_name_that_is_not_utf_8(tmp_path):
