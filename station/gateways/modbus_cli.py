@@ -16,7 +16,9 @@ app = typer.Typer(help="The station on Modbus TCP.")
 def modbus(
     config: Annotated[Path | None, typer.Option(help="station.toml to read.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (502 needs rights).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on (502 needs rights).")
+    ] = None,
     ctl: Annotated[str | None, typer.Option(help="The station's ROUTER, tcp://host:port.")] = None,
     pub: Annotated[str | None, typer.Option(help="The station's PUB, tcp://host:port.")] = None,
     deadline_ms: Annotated[int | None, typer.Option(min=1, max=600_000, help="Per part.")] = None,

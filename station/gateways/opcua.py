@@ -80,8 +80,8 @@ class OpcuaGateway:
         self.address, self.settings = address, settings
         self.prefix = secrets.randbits(32)
         self.health = Health()
-        self.link = StationLink(address, self)
-        self._users = None if settings.users is None else Users(settings.users)
+        self._users = None if settings.users is None else Users(settings.users)  # may raise
+        self.link = StationLink(address, self)  # opens sockets, which would keep the process
         self._watch = ResultWatch(address, self._watched)
         self._results: OrderedDict[str, ResultView] = OrderedDict()
         self._waiting: dict[str, asyncio.Future[Answer]] = {}

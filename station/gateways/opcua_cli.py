@@ -80,9 +80,11 @@ def user(
     ] = "",
 ) -> None:
     """Add a user (or change a password) of the OPC UA gateway."""
-    from station.gateways.opcua_security import user_line
+    from station.gateways.opcua_security import Users, user_line
 
     line = user_line(name, password)
+    if file.exists():
+        Users(file)  # ConfigError: a file of something else is not added to
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         old = file.read_text().splitlines() if file.exists() else []

@@ -38,10 +38,11 @@ class Users:
     def __init__(self, path: Path) -> None:
         self._users: dict[str, tuple[bytes, bytes]] = {}
         try:
-            lines = path.read_text().splitlines()
-        except OSError as error:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(
-                f"the users' file {path} cannot be read ({error.strerror}); "
+                f"the users' file {path} cannot be read ({said}); "
                 "make one with `station gateway opcua user NAME`"
             ) from None
         for number, line in enumerate(lines, 1):

@@ -124,6 +124,22 @@ def test_an_empty_source_of_the_settings_is_refused_too(tmp_path, monkeypatch, c
     assert code == 4 and err.startswith("station: the source is empty")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff photo", b"notes of mine\n"])
+def test_a_file_that_holds_no_users_is_refused_as_it_was(tmp_path, capsys, content):
+    (tmp_path / "img.jpg").write_bytes(content)
+    user = ("user", "anna", "--password", "correct horse", "--file", tmp_path / "img.jpg")
+    for words in (user, ("--users", tmp_path / "img.jpg")):
+        code, err = said(capsys, "gateway", "opcua", *words)
+        assert code == 3 and "img.jpg" in err and "internal" not in err
+    assert (tmp_path / "img.jpg").read_bytes() == content
+
+
+def test_a_port_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, err = said(capsys, "gateway", "modbus", "--port", "99999")
+    assert code == 2 and "--port" in err
+
+
 @pytest.mark.parametrize(
     "argv", [("run", "--source"), ("ask",), ("replay",), ("ledger", "forget"), ("keys", "new")]
 )
