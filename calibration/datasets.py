@@ -1,6 +1,8 @@
 """Labelled image sets for training and evaluation: layouts, splits and shots."""
 
+import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -125,25 +127,27 @@ def left_out(asked: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def listing(root: Path, split: str) -> list[Any]:
-    """What a split of a set holds now, as plain values: names, labels, sizes and times of files.
+    """What a split of a set holds now, as plain values: names, labels and contents of files.
 
-    Two listings are equal when nothing that a corpus is made of was changed, added or removed.
+    Two listings are equal when nothing that a corpus is made of was changed, added or removed;
+    a copy of the set on another machine lists the same.
     """
-    found: list[Any] = [str(Path(root).resolve())]
+    found: list[Any] = [set_name(Path(root))]
     for s in load_dataset(root).of(split):
         files = [s.image, *([s.mask] if s.mask else []), s.image.with_suffix(".json")]
         label = (s.category, s.normal, s.split, s.text, s.above, s.polygons)
-        found.append([[_stamp(file) for file in files], label])
+        found.append([[_stamp(Path(root), file) for file in files], label])
     return found
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """Path, bytes and time of last change (ns); -1 where there is no file."""
+def _stamp(root: Path, file: Path) -> tuple[str, str]:
+    """Path below the set and blake2b of the content, "" where there is no file."""
+    name = os.path.relpath(file, root)
     try:
-        known = file.stat()
+        with file.open("rb") as content:
+            return name, hashlib.file_digest(content, "blake2b").hexdigest()
     except OSError:
-        return str(file.resolve()), -1, -1
-    return str(file.resolve()), known.st_size, known.st_mtime_ns
+        return name, ""
 
 
 def _read_index(index: Path) -> list[Sample]:

@@ -38,7 +38,8 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     except KeyboardInterrupt:
         _leave("interrupted: the same command begins again, a training goes on where it was", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe has gone: no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe has gone, as by SIGPIPE
+        sys.exit(141)
     except OSError as error:
         if error.filename is None:
             raise

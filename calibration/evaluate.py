@@ -276,7 +276,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for name in args.data:
         dataset = open_set(name)
-        case = prepare(dataset, args.split, run, args.runs, max(args.shots) + args.held_out)
+        case = prepare(dataset, args.split, run, args.runs, max(*args.shots, 1) + args.held_out)
+        if case.name in report["sets"]:
+            raise UsageError(f"two sets are called {case.name}: rename one of the folders")
         report["sets"][case.name] = one_set(case, dataset, run, args)
         if args.json:
             write_json(args.json, report)

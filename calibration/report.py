@@ -143,7 +143,7 @@ def merge_baselines(groups: list[list[dict[str, Any]]], source: dict[str, Any]) 
     """Baselines depend on stem, shots and pictures alone: one run serves all weights."""
     for report in (r for group in groups for r in group):
         for name, entry in report["sets"].items():
-            if name in source["sets"] and not entry.get("baselines"):
+            if source["sets"].get(name, {}).get("baselines") and not entry.get("baselines"):
                 entry["baselines"] = source["sets"][name]["baselines"]
                 entry["baseline_runs"] = source["runs"]
 

@@ -32,7 +32,7 @@ from engines.bundle import Bundle, load_bundle
 from engines.consistency import contradiction
 from engines.describer import DescribeRequest, DescriberSettings, Description, open_describer
 from engines.detector import Answer, Detector, Memory
-from engines.errors import SourceError
+from engines.errors import EngineError, SourceError
 from engines.facts import (
     EVERYWHERE,
     Area,
@@ -232,6 +232,8 @@ def describe_set(
     said = []
     graph = args.prefix_graph or bundle.file("prefix.onnx")
     words = speak(requests, graph, args.backend, args.prefix)
+    if args.backend == "auto" and words and all(one.source != "llm" for one in words):
+        raise EngineError("no language model here: say --backend template, or install one")
     for sample, request, spoken in zip(samples, requests, words, strict=True):
         shape = read_image(sample).shape[:2]
         mask = read_mask(sample, shape) if sample.located else np.zeros(shape, np.bool_)

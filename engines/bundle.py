@@ -95,7 +95,9 @@ class Bundle:
         """
         files = self.manifest.files
         weights = sorted(files[name] for name in files if WEIGHTS.fullmatch(name))
-        text = " ".join([entry.sha256, *weights, self.manifest.prompts, self.manifest.preprocess])
+        texts = [e.sha256 for e in self.engines("text")]  # it makes the anchors a recipe keeps
+        made = [entry.sha256, *texts, *weights, self.manifest.prompts, self.manifest.preprocess]
+        text = " ".join(made)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def engines(self, kind: Kind, mode: str | None = None) -> tuple[EngineEntry, ...]:

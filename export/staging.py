@@ -19,7 +19,9 @@ def beside(out: Path) -> Iterator[Path]:
     """An empty folder on the disk of `out`, gone afterwards. EngineError when none can be made."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
+        # Inside a folder that is there: it may be a disk of its own.
+        place = out if out.is_dir() else out.parent
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=place))
     except OSError as error:
         raise EngineError(
             f"--out: no folder can be made in {out.parent} ({error.strerror}); choose another place"

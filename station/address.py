@@ -2,6 +2,8 @@
 
 import re
 
+import zmq
+
 from engines.errors import ConfigError
 
 _WHOLE = re.compile(r"^(tcp://[^\s/*]+:(?P<port>\d{1,5})|(ipc|inproc)://\S+)$")
@@ -18,6 +20,12 @@ def check_address(address: str) -> str:
             "for example tcp://127.0.0.1:5560"
         )
     return address
+
+
+def connect(socket: zmq.Socket, address: str) -> None:
+    """Connect, over IPv6 where the address is one: libzmq does not by itself."""
+    socket.ipv6 = "[" in address
+    socket.connect(address)
 
 
 def reach(host: str, port: int) -> str:

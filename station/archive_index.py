@@ -76,14 +76,23 @@ def _found(folder: Path) -> Iterator[tuple[Entry, int, bool]]:
     for day in (d for d in days if d.is_dir()):
         sizes: dict[str, int] = {}
         whole: set[str] = set()  # with its .json, which is written last, an entry exists
-        with os.scandir(day) as files:
-            for file in files:
-                name, _, suffix = file.name.partition(".")
+        for file in _files(day):
+            name, _, suffix = file.name.partition(".")
+            with suppress(OSError):  # deleted meanwhile: the station keeps its budgets
                 sizes[name] = sizes.get(name, 0) + file.stat().st_size
                 if suffix == "json":
                     whole.add(name)
         for name in sorted(sizes):
             yield Entry(folder.name, day, name), sizes[name], name in whole
+
+
+def _files(day: Path) -> Iterator[os.DirEntry[str]]:
+    """The files of a day; none where it is gone meanwhile or may not be read."""
+    try:
+        with os.scandir(day) as files:
+            yield from files
+    except OSError:
+        return
 
 
 class Queue:

@@ -224,8 +224,8 @@ def _tell(report: Any, name: str) -> None:
     typer.echo(f"  scores drawn in {report.histogram}")
     if report.odd:
         typer.echo(
-            f"  LOOK at {', '.join(report.odd[:5])}: far above the other good parts. A defect "
-            "among them raises the threshold to its own score: take it out and enrol again",
+            f"  LOOK at {', '.join(report.odd[:5])}: far above the other good parts. A defect? It "
+            "raises the threshold to its own score: take it out and enrol again. Good: all is well",
             err=True,
         )
     if report.learning:

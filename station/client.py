@@ -15,7 +15,7 @@ from typing import Self
 import zmq
 from pydantic import ValidationError
 
-from station.address import check_address
+from station.address import check_address, connect
 from station.client_watch import Watch
 from station.keys import ClientIdentity, load_identity
 from station.schema import Body, Result, Status, Stream, parse
@@ -208,7 +208,7 @@ class Client:
         socket.linger = 0
         apply_identity(socket, self._identity)
         _keep_alive(socket)
-        socket.connect(self._pub_address)
+        connect(socket, self._pub_address)
         watch = Watch(self, socket, tuple(Stream(s) for s in streams), since, timeout_s)
         try:
             yield from watch.bodies()
@@ -261,7 +261,7 @@ class Client:
             self._socket.linger = 0
             apply_identity(self._socket, self._identity)
             _keep_alive(self._socket)
-            self._socket.connect(self._ctl_address)
+            connect(self._socket, self._ctl_address)
         self._rid += 1
         rid = str(self._rid)
         # A command without a session would be refused as malformed if it said `null` for HELLO.

@@ -35,6 +35,7 @@ class Control:
         self._prepared: dict[str, Product] | None = None
         self._previous: dict[str, Product] | None = None
         self._loading = threading.Lock()
+        self._switching = False
 
     # -- triggers ----------------------------------------------------------------------------
 
@@ -49,15 +50,16 @@ class Control:
         if not daemon.flow.reserve():
             reply.busy()
             return
+        product = daemon.products[lane.name]  # one look: a changeover may come at any moment
         try:
             opening = Opening(
                 trigger_id=command.trigger_id,
                 part_id=command.part_id,
                 session=reply.session,
                 received_ns=reply.received_ns,
-                deadline_ms=command.deadline_ms or daemon.openings.deadline_ms(lane.name),
+                deadline_ms=command.deadline_ms or daemon.openings.deadline_ms(lane.name, product),
                 t_trigger_us=time.time_ns() // 1000,
-                **daemon.openings.shas(lane.name),
+                **daemon.openings.shas(product),
             )
         except BaseException:
             daemon.flow.release()
@@ -74,7 +76,7 @@ class Control:
             else:
                 reply.not_ready(f"the ledger cannot be written: {answer}")
 
-        daemon.flow.open(opening, daemon.products[lane.name], lane.name, opened)
+        daemon.flow.open(opening, product, lane.name, opened)
 
     def _lane_of(self, command: Trigger) -> Lane | None:
         """The camera that a trigger means: the only one, or the one its part id begins with."""
@@ -96,12 +98,14 @@ class Control:
                 return
             if room:
                 lane.triggers.put(answer)
+                if lane.finished:
+                    lane.leave_no_trigger("the source has ended")
             else:
                 text = "the part before was still being inspected"
                 daemon.flow.commit(answer, refuse(Verdict.UNDECIDED, Reason.QUEUE_FULL, text))
 
-        opening = daemon.openings.own(None, lane.name)
-        daemon.flow.open(opening, daemon.products[lane.name], lane.name, opened)
+        opening, product = daemon.openings.own(None, lane.name)
+        daemon.flow.open(opening, product, lane.name, opened)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -121,7 +125,9 @@ class Control:
 
     def on_admin(self, command: AdminCommand, reply: AdminReply) -> None:
         """RECIPE, MODE, RESET."""
-        if isinstance(command, RecipeCommand):
+        if not self._daemon.started:
+            reply.refused("the station is starting: ask again when it has")
+        elif isinstance(command, RecipeCommand):
             self._recipe(command, reply)
         elif isinstance(command, ModeCommand):
             self._set_mode(command.mode, reply)
@@ -163,8 +169,11 @@ class Control:
             )
         elif self._daemon.flow.open_count and not command.force:
             reply.refused(f"{self._daemon.flow.open_count} parts are open: wait, or force")
+        elif self._switching:
+            reply.refused("another changeover is being made durable")
         elif command.action == "commit":
-            products = self._prepared and {**self._daemon.products, **self._prepared}
+            prepared, self._prepared = self._prepared, None
+            products = prepared and {**self._daemon.products, **prepared}
             self._switch(products, "nothing is prepared: send prepare first", reply)
         else:
             self._switch(self._previous, "there is no recipe to go back to", reply)
@@ -220,16 +229,17 @@ class Control:
         where = "" if len(products) == 1 else f" (cameras {', '.join(changed or products)})"
 
         def kept(future: "Future[None]") -> None:
+            self._switching = False
             if error := future.exception():
-                reply.refused(f"the ledger cannot be written: {error}")
+                reply.refused(f"the ledger cannot be written: {error}; prepare anew")
                 return
+            tune_cameras(daemon, products)  # first: no frame of the old exposure is judged by it
             self._previous, daemon.products = daemon.products, products
-            self._prepared = None
-            tune_cameras(daemon)
             took = (time.monotonic() - start) * 1000
             daemon.event("recipe", "info", f"recipe is now {first.name or 'zero-shot'}{where}")
             reply.done(recipe=first.name, recipe_sha=first.sha, ms=round(took, 3))
 
+        self._switching = True
         # Durable first: after a restart the station must judge by what it answered here.
         names = {lane: product.name or None for lane, product in products.items()}
         daemon.decided.keep_recipes(daemon.configured_recipes(), names).add_done_callback(kept)

@@ -111,7 +111,8 @@ class Daemon:
         room.callers = wiring.engine_callers(self.settings)
         self.decided = Decided(self.ledger)
         names = self.decided.recipes(self.configured_recipes())
-        made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
+        with self.decided.trusted(names, self.configured_recipes()):
+            made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
         self.products = {lane: made[recipe] for lane, recipe in names.items()}
         self._start_words(room.prefix())
         if self.options.observers:
@@ -159,7 +160,6 @@ class Daemon:
         hooks = LaneHooks(
             accepting=lambda: not self.stopping.is_set() and self.mode != "stopped",
             opening=self.openings.own,
-            product=lambda lane: self.products[lane],
             ready=ready,
             tick=self.ticks.tick,
             loose_frame=self.after.frame,
@@ -173,7 +173,7 @@ class Daemon:
         lanes = (lane.worker for lane in self.lanes.values())
         self.workers = (*lanes, *self.detector.workers, "ledger", "deadline", "bus")
         self.heart = Heartbeat(self.ticks, self.workers)
-        wiring.tune_cameras(self)
+        wiring.tune_cameras(self, self.products)
         self.set_mode(self.decided.mode(wiring.first_mode(self)))
         self._tell_decided()
         self.detector.start()

@@ -4,11 +4,13 @@ They are kept in the ledger beside the configuration they changed. A configurati
 something else than it did then is a newer decision, and wins.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from engines.errors import RecipeError
 from station.ledger import Ledger
 
 Names = Mapping[str, str | None]
@@ -49,7 +51,27 @@ class Decided:
 
     def _of(self, key: str, configured: object) -> Any:
         kept = self._ledger.recall(key).result(_READ_S)
-        if kept is None:
+        if not kept:
             return None
         record = json.loads(kept)
-        return record["chosen"] if record["over"] == configured else None
+        if record["over"] != configured:  # never to come back when the old name does
+            self._forget(key)
+            return None
+        return record["chosen"]
+
+    def _forget(self, key: str) -> None:
+        self._ledger.remember(key, "").result(_READ_S)
+
+    @contextlib.contextmanager
+    def trusted(self, names: Names, configured: Names) -> Iterator[None]:
+        """Recipes are opened inside; a decision whose recipe cannot be is told and forgotten."""
+        try:
+            yield
+        except RecipeError as error:
+            if dict(names) == dict(configured):
+                raise
+            self._forget(RECIPE)
+            raise RecipeError(
+                f"{error} (it was committed over the bus; that is forgotten now, so that the next "
+                f"start is by the configuration: {', '.join(map(str, configured.values()))})"
+            ) from error

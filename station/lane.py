@@ -40,8 +40,7 @@ class LaneHooks:
     """What a lane asks of the daemon: may parts begin, what an opening says, where parts go."""
 
     accepting: Callable[[], bool]
-    opening: Callable[[Frame | None, str], Opening]
-    product: Callable[[str], Product]
+    opening: Callable[[Frame | None, str], tuple[Opening, Product]]
     ready: "queue.Queue[Part]"
     tick: Callable[[str], None]
     loose_frame: Callable[[Frame], None] = lambda _frame: None
@@ -88,7 +87,7 @@ class Lane:
     def fault(self) -> str | None:
         """Why this lane is not ready, or None."""
         if self.error is not None:
-            return f"{self.worker} has ended: {self.error or type(self.error).__name__}"
+            return f"{self.worker} has ended: {str(self.error) or type(self.error).__name__}"
         if not self.source.live:
             return None
         health = self.source.health()  # type: ignore[attr-defined]
@@ -150,6 +149,9 @@ class Lane:
             frame = self._newest(frame)
             if frame is None:
                 return
+            if self.fault():  # such as an exposure that is not the recipe's
+                self.counts.refused += 1
+                return
         part = self._open(frame)
         if part is not None:
             self._give(part, frame)
@@ -187,12 +189,12 @@ class Lane:
     def _opened(self, frame: Frame) -> Part | Duplicate | BaseException:
         """In the place that is reserved; given back when it does not come to an opening."""
         try:
-            opening = self.hooks.opening(frame, self.name)
+            opening, product = self.hooks.opening(frame, self.name)
         except BaseException:
             self.flow.release()
             raise
         done: Future[Part | Duplicate | BaseException] = Future()
-        self.flow.open(opening, self.hooks.product(self.name), self.name, done.set_result)
+        self.flow.open(opening, product, self.name, done.set_result)
         return done.result()
 
     # -- on trigger --------------------------------------------------------------------------
@@ -219,7 +221,7 @@ class Lane:
                 frame = self.source.read(0.02)
             except Exception as error:
                 ended = isinstance(error, EndOfSource)
-                text = "the source has ended" if ended else f"{error or type(error).__name__}"
+                text = "the source has ended" if ended else str(error) or type(error).__name__
                 self.flow.commit(part, refuse(Verdict.ERROR, Reason.CAMERA, text))
                 raise
             if frame is None:
@@ -237,7 +239,7 @@ class Lane:
             part.prepared = prepare(frame, part.product, live=self.source.live)
             part.frame = part.prepared.frame
         except Exception as error:  # any, or the part would wait for its deadline
-            text = f"{frame.name}: {error or type(error).__name__}"
+            text = f"{frame.name}: {str(error) or type(error).__name__}"
             self.flow.commit(part, refuse(Verdict.ERROR, Reason.CAMERA, text))
             return
         part.ready_ns = time.monotonic_ns()

@@ -23,8 +23,10 @@ class Openings:
         self._daemon = daemon
         self._made: dict[str, Product] = {}
 
-    def own(self, frame: Frame | None, lane: str, *, deadline_ms: int | None = None) -> Opening:
-        """The Opening of a part that the station itself begins.
+    def own(self, frame: Frame | None, lane: str) -> tuple[Opening, Product]:
+        """The Opening of a part that the station itself begins, and the product that judges it.
+
+        Both of one moment: a changeover may come between any two looks at the products.
 
         RecipeError: a recording's recipe is not there any more.
         """
@@ -34,14 +36,16 @@ class Openings:
         name = tags.get("part_id") or (Path(frame.name).stem if frame else None)
         if name and lane:
             name = f"{lane}/{name}"
-        return Opening(
+        product = self._daemon.products[lane]
+        opening = Opening(
             trigger_id=new_id(),
             part_id=_legal(name) if name else None,
             received_ns=time.monotonic_ns(),
-            deadline_ms=deadline_ms or self.deadline_ms(lane),
+            deadline_ms=self.deadline_ms(lane, product),
             t_trigger_us=time.time_ns() // 1000,
-            **self.shas(lane),
+            **self.shas(product),
         )
+        return opening, product
 
     def _follow(self, lane: str, recipe: str | None) -> None:
         """Change over where the recording did; None: a part without a recorded verdict."""
@@ -53,9 +57,8 @@ class Openings:
             self._made[recipe] = daemon._product(daemon.room, recipe or None)
         daemon.products = {**daemon.products, lane: self._made[recipe]}
 
-    def shas(self, lane: str) -> dict[str, Any]:
+    def shas(self, product: Product) -> dict[str, Any]:
         """The fields of an Opening that name recipe, bundle and configuration."""
-        product = self._daemon.products[lane]
         return {
             "simulated": self._daemon.options.simulated,
             "threshold": product.threshold,
@@ -65,7 +68,7 @@ class Openings:
             "config_sha": self._daemon.config_sha,
         }
 
-    def deadline_ms(self, lane: str) -> int:
+    def deadline_ms(self, lane: str, product: Product) -> int:
         """Of the settings, else of the recipe; files and replays have nobody who waits."""
         if self._daemon.options.simulated:
             return _REPLAY_DEADLINE_MS
@@ -73,7 +76,7 @@ class Openings:
             return self._daemon.settings.trigger.deadline_ms
         if not self._daemon.lanes[lane].source.live and self._daemon.mode != "triggered":
             return _FILE_DEADLINE_MS
-        loaded = self._daemon.products[lane].loaded
+        loaded = product.loaded
         return loaded.recipe.deadline_ms if loaded else _DEFAULT_DEADLINE_MS
 
 

@@ -74,7 +74,7 @@ def _with_recipe(settings: Settings, path: Path) -> Settings:
 
 def _apart(settings: Settings, path: Path, folder: Path, *, words: bool) -> Settings:
     """The settings, changed so that a live station beside it notices nothing."""
-    source = {"spec": str(path), "loop": False, "watch": False, "fps": 0.0}
+    source = {"spec": str(path), "recipe": None, "loop": False, "watch": False, "fps": 0.0}
     off = {"enabled": False}
     changes: dict[str, dict[str, Any]] = {
         "ledger": {"path": folder / "ledger.db"},

@@ -24,8 +24,6 @@ from engines.errors import ConfigError
 from station.tomlline import line_of
 
 DEFAULT_FILE = Path("station.toml")
-OTHER_VARIABLES = ("STATION_CACHE", "STATION_TRACEBACK")
-"""Variables of ours that are no settings."""
 MIN_FPS = 0.001  # one frame in 17 minutes; far slower paces overflow the clock
 _NAME = r"^[A-Za-z0-9_-]{1,32}$"  # becomes part of the bus topic: no slash, no dot
 
@@ -299,8 +297,8 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
 def _check_environment() -> None:
     """ConfigError for a STATION_ variable that names no setting: it would be ignored in silence."""
     for name in sorted(os.environ):
-        if not name.startswith("STATION_") or name in OTHER_VARIABLES:
-            continue
+        if not name.startswith("STATION_") or "__" not in name:
+            continue  # ours that are no settings, or those of others (STATION_PORT of Kubernetes)
         if not _is_text(os.environ[name]):
             raise ConfigError(f"environment {name}: its value is not UTF-8")
         section, _, key = name.removeprefix("STATION_").lower().partition("__")

@@ -5,6 +5,7 @@ import time
 import zmq
 
 from engines.errors import StationError
+from station.address import connect
 from station.client import Client, NoAnswer, Refused, apply_identity
 from station.gateways.link_io import StationAddress
 from station.keys import load_identity
@@ -150,7 +151,7 @@ class IspDriver:
             socket.linger = 100
             if self._address.keys is not None:
                 apply_identity(socket, load_identity(self._address.keys))
-            socket.connect(self._address.ctl)
+            connect(socket, self._address.ctl)
             for data in (b"", b"\xff\x00", b"{}", b'{"cmd":"TRIGGER","rid":"x"}', b"[" * 500):
                 socket.send(data)
 

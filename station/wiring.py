@@ -9,6 +9,7 @@ from engines.session import thread_count
 from station.bus_types import BusConfig
 from station.describe import DescribeService
 from station.flow import Flow
+from station.inspection import Product
 from station.ledger import Ledger
 from station.schema import DescDraft, Severity, Stream
 from station.settings import RecipeSettings, Settings, SourceSettings
@@ -98,10 +99,10 @@ def hint(daemon: "Daemon") -> None:
             )
 
 
-def tune_cameras(daemon: "Daemon") -> None:
+def tune_cameras(daemon: "Daemon", products: Mapping[str, Product]) -> None:
     """Each live camera gets the controls its product was enrolled with, and is not ready before."""
     for name, config in daemon.settings.sources().items():
-        source, loaded = daemon.lanes[name].source, daemon.products[name].loaded
+        source, loaded = daemon.lanes[name].source, products[name].loaded
         if isinstance(source, CameraSource) and loaded is not None:
             source.tune(controls_of(config, loaded.recipe.camera))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from station.address import check_address
+from station.address import check_address, connect
 from station.client import apply_identity
 from station.keys import ClientIdentity
 from station.schema import Result, Status, Stream, topic
@@ -92,8 +92,8 @@ class Sockets:
         self.ctl.setsockopt(zmq.IMMEDIATE, 1)
         self.ctl.setsockopt(zmq.SNDHWM, 64)
         self.sub.subscribe(topic(address.line, address.station, Stream.STATUS))
-        self.ctl.connect(address.ctl)
-        self.sub.connect(address.pub)
+        connect(self.ctl, address.ctl)
+        connect(self.sub, address.pub)
         self.wake.connect(wake)
         self._poller = zmq.Poller()
         self._names = {self.ctl: "ctl", self.sub: "pub", self.wake: "wake"}

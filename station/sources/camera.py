@@ -75,6 +75,7 @@ class CameraSource:
         self._next_try_ns = 0
         self._told = False  # of the stall that goes on
         self._wanted = dict(settings.controls)
+        self._native: dict[str, float] = {}  # values of the driver before anybody set them
         self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet gone
 
     # -- Source ------------------------------------------------------------------------------
@@ -121,6 +122,8 @@ class CameraSource:
         if controls != self._wanted:
             self._fault = f"camera {self.spec}: its controls are being set"
             self._wanted = dict(controls)
+            with self._changed:
+                self._frames.clear()  # they were seen by the old ones
 
     def health(self) -> Health:
         """The state of this moment; cheap, from any thread."""
@@ -180,9 +183,8 @@ class CameraSource:
         """A new child sets the new controls and reads them back; the old one's frames are gone."""
         self.settings = self.settings.model_copy(update={"controls": self._wanted})
         self._kill()
-        with self._changed:
-            self._frames.clear()
-        self._next_try_ns = 0
+        self._told = True  # it stalls because it was asked to
+        self._respawn()
 
     def _patience_ns(self) -> int:
         """A hanging child is replaced after `restart_s`; one that is still opening gets longer."""
@@ -205,6 +207,7 @@ class CameraSource:
 
     def _opened(self, message: dict[str, Any]) -> None:
         wrong = message.get("mismatch") or []
+        self._native = {**message.get("before", {}), **self._native}
         self._mismatch = f"camera {self.spec}: {'; '.join(wrong)}" if wrong else None
         self._fault = None if self._wanted == self.settings.controls else self._fault
         self._last_ns = 0 if not self._counts["frames"] else self._last_ns
@@ -257,6 +260,8 @@ class CameraSource:
             "slots": self._ring.slots,
             "slot_bytes": self._ring.slot_bytes,
             "settings": self.settings.model_dump(mode="json"),
+            # What another recipe set and this one does not name goes back to what it was.
+            "restore": {n: v for n, v in self._native.items() if n not in self.settings.controls},
         }
         argv = [sys.executable, "-m", "station.sources.worker"]
         argv += [str(theirs.fileno()), str(self._ring.fd), json.dumps(config)]
@@ -274,8 +279,11 @@ class CameraSource:
 
     def _restart(self) -> None:
         self._counts["restarts"] += 1
-        self._base += 1 << 32  # indices of a new child never meet those of the old one
         log.info("camera_restart", camera=self.spec, restarts=self._counts["restarts"])
+        self._respawn()
+
+    def _respawn(self) -> None:
+        self._base += 1 << 32  # indices of a new child never meet those of the old one
         try:
             self._spawn()
         except OSError as error:  # no process, no descriptor: later perhaps

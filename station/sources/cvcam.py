@@ -34,9 +34,10 @@ _CONTROLS = {
 class CvGrabber:
     """One cv2.VideoCapture; OSError when it cannot be opened or read."""
 
-    def __init__(self, spec: str, settings: SourceSettings) -> None:
+    def __init__(self, spec: str, settings: SourceSettings, restore: dict[str, float]) -> None:
         self.spec = spec
         self.settings = settings
+        self.restore = restore
         self.network = "://" in spec
         self._check = WarningCheck()
 
@@ -67,12 +68,21 @@ class CvGrabber:
             ):
                 if value:
                     capture.set(prop, value)
+        before = {n: capture.get(_CONTROLS[n]) for n in want.controls if n in _CONTROLS}
+        self._restore()
         wrong = self._controls()
         if want.width and int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)) != want.width:
             wrong.append(f"width {int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))} not {want.width}")
         if want.height and int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) != want.height:
             wrong.append(f"height {int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))} not {want.height}")
-        return {"mismatch": wrong, "fps": float(capture.get(cv2.CAP_PROP_FPS))}
+        return {"mismatch": wrong, "before": before, "fps": float(capture.get(cv2.CAP_PROP_FPS))}
+
+    def _restore(self) -> None:
+        """Give back what an earlier recipe set; automatics last, they take over what they rule."""
+        for name, value in sorted(
+            self.restore.items(), key=lambda item: item[0].startswith("auto_")
+        ):
+            self._capture.set(_CONTROLS[name], value)
 
     def _controls(self) -> list[str]:
         """Set each control and read it back; what does not hold."""

@@ -58,6 +58,8 @@ class WatchedFolder:
         start = time.monotonic()
         if start < self._next_look:
             return []
+        if key_of(self._root) is None:
+            return []  # a share that is away for a while: nothing of it is gone or new
         for folder in list(self._known):
             self._list_if_changed(folder)
         self._go_on(start + _SLICE_S)
@@ -68,8 +70,6 @@ class WatchedFolder:
 
     def _list_if_changed(self, folder: str) -> None:
         own = key_of(folder)
-        if own is None and folder == self._root:
-            return  # a share that is away for a while: what is known is not new when it returns
         if own is None:
             self._known.pop(folder, None)
             self._listed.pop(folder, None)
@@ -125,6 +125,7 @@ class WatchedFolder:
             if current is None or name not in self._known.get(folder, ()):
                 del self._settling[path]  # it comes again as a new name
                 self._known.get(folder, {}).pop(name, None)
+                self._listed.pop(folder, None)
             elif current != key:
                 self._settling[path] = current, now
             elif now - since >= SETTLE_S:

@@ -48,7 +48,7 @@ def stamp() -> tuple[int, int]:
     return time.monotonic_ns(), time.time_ns() // 1000
 
 
-def grabber(spec: str, settings: SourceSettings) -> Grabber:
+def grabber(spec: str, settings: SourceSettings, restore: dict[str, float]) -> Grabber:
     """The driver that `spec` needs."""
     if spec.startswith(("http://", "https://")):
         from station.sources.mjpeg import MjpegGrabber
@@ -56,7 +56,7 @@ def grabber(spec: str, settings: SourceSettings) -> Grabber:
         return MjpegGrabber(spec, settings)
     from station.sources.cvcam import CvGrabber
 
-    return CvGrabber(spec, settings)
+    return CvGrabber(spec, settings, restore)
 
 
 class Link:
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     poller.start()
     settings = SourceSettings.model_validate(config["settings"])
     try:
-        driver = grabber(config["spec"], settings)
+        driver = grabber(config["spec"], settings, config["restore"])
         link.send({"event": "opened", **driver.open()})
         for grab in driver.frames():
             link.put(grab)

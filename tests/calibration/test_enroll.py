@@ -212,11 +212,9 @@ def test_a_picture_unlike_the_good_parts_is_not_confirmed_by_mistake(tmp_path, p
 
 
 def test_a_part_that_scores_far_above_the_others_needs_a_second_look(tmp_path):
-    shown = list(frames(30))
-    made(tmp_path, shown)
-    pit = shown[0][1].copy()
-    pit[:] = np.clip(pit.astype(int) + 60, 0, 255).astype(np.uint8)
-    part = [("pit.png", pit)]
+    dull = [(name, (image // 2).astype(np.uint8)) for name, image in frames(30)]
+    made(tmp_path, dull)
+    part = [("pit.png", np.clip(dull[0][1].astype(int) + 50, 0, 255).astype(np.uint8))]
     with pytest.raises(RecipeError, match=r"pit.png \(0\.\d+\) far above the other good parts"):
         confirm(tmp_path / "lid", part, factory, anchors=anchors)
     sure = confirm(tmp_path / "lid", part, factory, anchors=anchors, sure=True)
@@ -236,6 +234,9 @@ def test_two_makers_of_one_recipe_do_not_mix(tmp_path):
 def test_power_lost_between_the_two_renames_brings_the_older_recipe_back(tmp_path):
     made(tmp_path, frames(30))
     (tmp_path / "lid").rename(tmp_path / ".lid.previous")
+    with pytest.raises(RecipeError, match="no recipe 'lid'"):
+        load_recipe(tmp_path, "lid")  # a person has removed it
+    (tmp_path / ".lid.part").mkdir()  # the newer one, on its way
     assert load_recipe(tmp_path, "lid").calibration.n > 0
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import zmq
+from faultkit.station import parts_folder, station
 from typer.testing import CliRunner
 
 from engines.errors import ConfigError
@@ -102,3 +103,13 @@ def test_a_link_that_gets_no_socket_says_what_ended_it_and_can_be_stopped(monkey
     link._thread.join(20)
     assert isinstance(link.failed, zmq.ZMQError) and not link.alive
     link.stop()
+
+
+def test_an_ipv6_address_is_reached(tmp_path):
+    folder = parts_folder(tmp_path / "in", 1)
+    with station(tmp_path, str(folder), bus={"host": "::1", "pub_port": 0, "ctl_port": 0}) as (
+        daemon,
+        client,
+    ):
+        assert daemon.bus.ctl_address.startswith("tcp://[::1]")
+        client.ping()

@@ -276,3 +276,12 @@ def test_an_archive_that_cannot_hold_its_index_goes_on(tmp_path):
     keeper.part(uikit.record(1, "NG", size=8))
     assert events.kinds() == ["archive_failed"]
     assert keeper.image(f"{1:016x}", "") is None
+
+
+def test_parts_that_go_while_they_are_listed_are_left_out(tmp_path, monkeypatch):
+    keeper = archive(tmp_path)
+    keeper.part(uikit.record(1, "NG", size=8))
+    day = next((tmp_path / "ng").iterdir())
+    (day / "0000000000000009_dead.json").symlink_to(tmp_path / "nowhere")
+    assert [e.trigger_id for e in entries(tmp_path, "ng")] == [f"{1:016x}"]
+    assert archive(tmp_path).image(f"{1:016x}", "") is not None

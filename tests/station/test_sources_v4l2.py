@@ -23,6 +23,7 @@ from station.sources.decode import decoded
 from tests.station.gatekit import ROOT
 
 EXPOSURE, GAIN = 0x009A0902, 0x00980913  # V4L2_CID_EXPOSURE_ABSOLUTE, V4L2_CID_GAIN
+AUTO_EXPOSURE = 0x009A0901  # V4L2_CID_EXPOSURE_AUTO
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,8 @@ def test_other_controls_are_set_by_a_new_child_and_read_back_before_ready(camera
         until(lambda: source.health().ok, 30)
         assert camera.controls()[EXPOSURE] == 300 and source.pid != pid
         until(lambda: source.read(0.5) is not None, 30)
+        source.tune({})
+        until(lambda: source.health().ok and camera.controls()[AUTO_EXPOSURE] == 3, 30)  # as before
         source.tune({"exposure": 300, "auto_exposure": 1, "gain": 500})
         until(lambda: "gain is 100, not 500" in (source.health().fault or ""), 30)
     finally:
