@@ -33,7 +33,7 @@ class Sample:
 
     at_s: float
     memory_mib: float  # resident; pages shared by n processes count 1/n
-    private_mib: float  # of it: what no file backs (heap, stacks)
+    private_mib: float  # of it: what no file backs (heap, stacks, shared rings)
     descriptors: float  # a count, as the next two
     threads: float
     log_bytes: float
@@ -52,8 +52,8 @@ def _of_process(pid):
     proc = Path(f"/proc/{pid}")
     lines = (proc / "smaps_rollup").read_text() + (proc / "status").read_text()
     fields = dict(line.split(":", 1) for line in lines.split("\n") if ":" in line)
-    mib = [int(fields[key].split()[0]) / 1024 for key in ("Pss", "Pss_Anon")]
-    return *mib, len(list((proc / "fd").iterdir())), int(fields["Threads"])
+    whole, *own = (int(fields[key].split()[0]) / 1024 for key in ("Pss", "Pss_Anon", "Pss_Shmem"))
+    return whole, sum(own), len(list((proc / "fd").iterdir())), int(fields["Threads"])
 
 
 @contextmanager
@@ -109,10 +109,13 @@ def judge(taken, figure, what, most_mib):
     samples, heard, rate = taken
     at = np.array([s.at_s for s in samples])
     memory = np.array([s.memory_mib for s in samples])
+    # A file's pages count by the processes that share them, of other programs, too: what ends
+    # elsewhere looks like growth here. So growth is judged by what is the station's own.
+    private = np.array([s.private_mib for s in samples])
     half = len(samples) // 2
-    slope = float(np.polyfit(at, memory, 1)[0]) * 3600
-    late = float(np.polyfit(at[half:], memory[half:], 1)[0]) * 3600
-    grown = np.median(memory[half:]) - np.median(memory[:half])
+    slope = float(np.polyfit(at, private, 1)[0]) * 3600
+    late = float(np.polyfit(at[half:], private[half:], 1)[0]) * 3600
+    grown = np.median(private[half:]) - np.median(private[:half])
     first, second = samples[:half], samples[half:]
     descriptors = [max(s.descriptors for s in part) for part in (first, second)]
     threads = [max(s.threads for s in part) for part in (first, second)]
@@ -120,7 +123,8 @@ def judge(taken, figure, what, most_mib):
     figure(
         "P9",
         f"{what}: {at[-1]:.0f} s, {heard} verdicts: memory {memory[0]:.0f} -> {memory[-1]:.0f} "
-        f"MiB (after a third as warm-up {slope:+.1f} MiB/h, of that the second half {late:+.1f}), "
+        f"MiB, its own {private[0]:.1f} -> {private[-1]:.1f} (after a third as warm-up "
+        f"{slope:+.1f} MiB/h, of that the second half {late:+.1f}), "
         f"descriptors {descriptors[0]:.0f} -> {descriptors[1]:.0f}, threads {threads[0]:.0f} -> "
         f"{threads[1]:.0f}, log +{logged:.0f} bytes",
     )
