@@ -125,7 +125,7 @@ class ModeCommand(Command):
 
 
 class Reset(Command):
-    """Clear faults that a person has looked at."""
+    """A person has looked: look at every reason against READY again, now."""
 
     cmd: Literal["RESET"] = "RESET"
 

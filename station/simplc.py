@@ -53,7 +53,7 @@ def sim_plc(
     from station.gateways.options import camera_override, camera_prefix
     from station.settings import load_settings
     from station.simplc_line import run_line
-    from station.simplc_score import PlcLog, tally
+    from station.simplc_score import PlcLog
     from station.simplc_script import load_script, parse_faults, plan
 
     settings = load_settings(config, camera_override(camera))
@@ -68,9 +68,8 @@ def sim_plc(
         first_id=first_id,
         faults=parse_faults(faults),
     )
-    address = _address(settings, ctl, key)
+    address, book = _address(settings, ctl, key), PlcLog(log)
     driver = _driver(by, address, settings, run, host, port)
-    book = PlcLog(log)
     try:
         driver.open(wait_s)
         with _stop_by_hand() as stopped:
@@ -80,11 +79,18 @@ def sim_plc(
     finally:
         driver.close()
         book.close()
+    _judge(_scored(book, None if no_check else address, run, by), allow_missing=allow_missing)
+
+
+def _scored(book: "PlcLog", compare: "StationAddress | None", run: "Script", by: str) -> "Score":
+    """The score sheet, printed; compared with the ledger of a station unless None."""
+    from station.simplc_score import tally
+
     score = tally(book.rows)
-    if not no_check:
-        _check(score, book, address)
+    if compare is not None:
+        _check(score, book, compare)
     _print(score, run, by)
-    _judge(score, allow_missing=allow_missing)
+    return score
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Backoff:
 
 @dataclass
 class RestartCap:
-    """At most `most` restarts within `window_s`: above it a fault is permanent until RESET."""
+    """At most `most` restarts within `window_s`: above it the caller waits longer."""
 
     most: int = 5
     window_s: float = 60.0

@@ -110,4 +110,4 @@ class Watch:
                     notify("WATCHDOG=1")
                     mark = time.monotonic_ns()
                 told = now
-            self._daemon.stopping.wait(0.02)
+            self._daemon.stopping.wait(_LOOK_S)
