@@ -94,7 +94,14 @@ def run(
         raise UsageError(f"--record {record}: say all or rejects")
     if camera is not None and camera.isdigit():
         typer.echo(f"camera {camera}: numbers move; /dev/v4l/by-id/... stays", err=True)
-    raise typer.Exit(run_daemon(load_settings(config, given), config))
+    settings = load_settings(config, given)
+    own = {c.recipe for c in settings.sources().values()} - {None, recipe}
+    if recipe is not None and own:
+        raise UsageError(
+            f"--recipe {recipe}: station.toml gives a camera the recipe {', '.join(map(str, own))} "
+            "(source.recipe): change it there"
+        )
+    raise typer.Exit(run_daemon(settings, config))
 
 
 @app.command()

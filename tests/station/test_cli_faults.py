@@ -194,3 +194,10 @@ def test_what_is_printed_may_hold_a_name_that_is_not_utf_8(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"gr\\udcf6\\udcdfe.jpg\n"
+
+
+def test_a_recipe_that_the_configuration_would_overrule_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("station.toml").write_text('[source]\nspec = "parts"\nrecipe = "lid"\n')
+    code, err = said(capsys, "run", "--recipe", "cap")
+    assert code == 2 and "--recipe cap: station.toml gives a camera the recipe lid" in err
