@@ -8,7 +8,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import structlog
 
@@ -27,7 +26,7 @@ from station.lane import Lane, LaneHooks
 from station.ledger import Ledger
 from station.observers import open_observers
 from station.openings import Openings
-from station.options import EngineSource, Options, Outcome
+from station.options import Options, Outcome
 from station.schema import Reason, Severity, StatusFacts
 from station.sdnotify import notify
 from station.settings import Settings, SourceSettings
@@ -112,19 +111,12 @@ class Daemon:
         self.decided = Decided(self.ledger)
         names = self.decided.recipes(self.configured_recipes())
         with self.decided.trusted(names, self.configured_recipes()):
-            made = {recipe: self._product(room, recipe) for recipe in set(names.values())}
+            made = {recipe: wiring.product_of(self, recipe) for recipe in set(names.values())}
         self.products = {lane: made[recipe] for lane, recipe in names.items()}
         self._start_words(room.prefix())
         if self.options.observers:
             self._start_observers()
         self._start_workers(sources)
-
-    def _product(self, room: "EngineSource | EngineRoom", recipe: str | None) -> Product:
-        product, limit = room.product(recipe), self.options.threshold
-        if limit is None or product.loaded is None:
-            return product
-        judged_by = product.loaded.recipe.model_copy(update={"learning": False})
-        return replace(product, loaded=replace(product.loaded, threshold=limit, recipe=judged_by))
 
     def configured_recipes(self) -> Names:
         """Lane -> recipe as station.toml says it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from station.inspection import Product
 from station.schema import Opening, new_id
 from station.sources.base import Frame
+from station.wiring import product_of
 
 if TYPE_CHECKING:
     from station.daemon import Daemon
@@ -54,7 +55,7 @@ class Openings:
         if recipe is None or recipe == now.name:
             return
         if recipe not in self._made:
-            self._made[recipe] = daemon._product(daemon.room, recipe or None)
+            self._made[recipe] = product_of(daemon, recipe or None)
         daemon.products = {**daemon.products, lane: self._made[recipe]}
 
     def shas(self, product: Product) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How the settings become modes, controls, and the arguments of the bus and of the describer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -73,6 +74,15 @@ def controls_of(
     """Controls of a source under a recipe that was enrolled with `camera`."""
     wanted = {name: float(value) for name, value in camera.items() if not isinstance(value, str)}
     return {**wanted, **source.controls}
+
+
+def product_of(daemon: "Daemon", recipe: str | None) -> Product:
+    """A recipe on its engine, judged by another limit where a replay asks for one."""
+    product, limit = daemon.room.product(recipe), daemon.options.threshold
+    if limit is None or product.loaded is None:
+        return product
+    judged_by = product.loaded.recipe.model_copy(update={"learning": False})
+    return replace(product, loaded=replace(product.loaded, threshold=limit, recipe=judged_by))
 
 
 def first_mode(daemon: "Daemon") -> str:

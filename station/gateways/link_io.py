@@ -64,41 +64,32 @@ class Sockets:
     ) -> None:
         self._open: list[zmq.Socket] = []
         try:
-            self._connect(context, address, wake, identity)
+            self.ctl, self.sub, self.wake = (
+                self._made(context, kind) for kind in (zmq.DEALER, zmq.SUB, zmq.PAIR)
+            )
+            for socket in (self.ctl, self.sub):
+                socket.setsockopt(zmq.LINGER, 0)
+                socket.setsockopt(zmq.RECONNECT_IVL, 50)
+                socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+                socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
+                socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
+                # libzmq 4.3.5 aborts the process when a full queue meets a heartbeat's timeout.
+                socket.setsockopt(zmq.RCVHWM, 0)
+                apply_identity(socket, identity)
+            # Triggers wait for nobody: without a connection they are refused, not queued for later.
+            self.ctl.setsockopt(zmq.IMMEDIATE, 1)
+            self.ctl.setsockopt(zmq.SNDHWM, 64)
+            self.sub.subscribe(topic(address.line, address.station, Stream.STATUS))
+            connect(self.ctl, address.ctl)
+            connect(self.sub, address.pub)
+            self.wake.connect(wake)
+            self._poller = zmq.Poller()
+            self._names = {self.ctl: "ctl", self.sub: "pub", self.wake: "wake"}
+            for socket in self._names:
+                self._poller.register(socket, zmq.POLLIN)
         except BaseException:
             self.close()  # an open socket would hold up the context's end for ever
             raise
-
-    def _connect(
-        self,
-        context: zmq.Context,
-        address: StationAddress,
-        wake: str,
-        identity: ClientIdentity | None,
-    ) -> None:
-        self.ctl, self.sub, self.wake = (
-            self._made(context, kind) for kind in (zmq.DEALER, zmq.SUB, zmq.PAIR)
-        )
-        for socket in (self.ctl, self.sub):
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RECONNECT_IVL, 50)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-            socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
-            # libzmq 4.3.5 aborts the process when a queue that is full meets a heartbeat's timeout.
-            socket.setsockopt(zmq.RCVHWM, 0)
-            apply_identity(socket, identity)
-        # Triggers wait for nobody: without a connection they are refused, not queued for later.
-        self.ctl.setsockopt(zmq.IMMEDIATE, 1)
-        self.ctl.setsockopt(zmq.SNDHWM, 64)
-        self.sub.subscribe(topic(address.line, address.station, Stream.STATUS))
-        connect(self.ctl, address.ctl)
-        connect(self.sub, address.pub)
-        self.wake.connect(wake)
-        self._poller = zmq.Poller()
-        self._names = {self.ctl: "ctl", self.sub: "pub", self.wake: "wake"}
-        for socket in self._names:
-            self._poller.register(socket, zmq.POLLIN)
 
     def _made(self, context: zmq.Context, kind: int) -> zmq.Socket:
         self._open.append(context.socket(kind))

@@ -156,23 +156,23 @@ def test_a_looped_folder_does_not_end(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_video_is_read_frame_by_frame_and_ends(tmp_path):
-    path = tmp_path / "v.avi"
+def video(path, count):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
-    for number in range(6):
+    for number in range(count):
         writer.write(picture(number))
     writer.release()
+    return path
+
+
+def test_a_video_is_read_frame_by_frame_and_ends(tmp_path):
+    path = video(tmp_path / "v.avi", 6)
     frames = read_all(open_source(str(path)))
     assert len(frames) == 6 and frames[0].image.shape == (240, 320, 3)
     assert [f.index for f in frames] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_slow_video_gives_its_reader_time_for_a_heartbeat(tmp_path):
-    path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
-    for number in range(2):
-        writer.write(picture(number))
-    writer.release()
+    path = video(tmp_path / "v.avi", 2)
     source = open_source(str(path), SourceSettings(spec=str(path), fps=2))
     source.open()
     assert source.read(0.05).index == 1
